@@ -1,0 +1,1 @@
+"""Evaluation of visual token pruning: tables, efficiency, figures."""
