@@ -1,0 +1,276 @@
+"""LLaVA with a pruner between its vision tower and its projector."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from torch import Tensor
+
+from llava_hivtp.anyres import LAYOUTS, PackedImage, merge_anyres, merge_single
+from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.vision import AttentionTap, KeptTokens, VisionFeatures, encode_tiles
+
+
+class _Sequences(list):
+    """Ready image sequences (L_i, D_lm) on their way through LLaVA's own splice."""
+
+    ndim = 4  # LLaVA reads .ndim to choose its path; on this one it only indexes
+
+
+class PrunedLlava(LlavaMetaForCausalLM):
+    """A LLaVA whose image tokens pass through `pruner` before they are projected.
+
+    `pruner` and `layout` may be changed at any time. `kept` describes the images of the last
+    call: what was chosen, how many patch tokens and newlines reach the language model.
+    """
+
+    layout = "unpad"
+    kept: Sequence[PackedImage] = ()
+    _pruner = Pruner()
+
+    @property
+    def pruner(self) -> Pruner:
+        """The method in use; assigning one checks that it fits the vision tower."""
+        return self._pruner
+
+    @pruner.setter
+    def pruner(self, pruner: Pruner | str) -> None:
+        pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
+        config = self.get_vision_tower().config
+        pruner.check(config.num_hidden_layers, (config.image_size // config.patch_size) ** 2)
+        self._pruner = pruner
+
+    def encode_images(self, images: Any, image_sizes: Any = None) -> list[Tensor]:
+        """Prune, project and pack: one (L_i, D_lm) sequence per image.
+
+        Args:
+            images: (B, 3, H, W), B images of one tile; or B images of (T_i, 3, H, W) or
+                (3, H, W) each, as a list or stacked (AnyRes).
+            image_sizes: (width, height) of each image, needed for AnyRes tiles.
+        """
+        if isinstance(images, _Sequences):
+            return images
+        if isinstance(images, Tensor) and images.ndim not in (4, 5):
+            raise ValueError(f"images of shape {tuple(images.shape)}; 4 or 5 dimensions are needed")
+        tiled = not isinstance(images, Tensor) or images.ndim == 5
+        tiles = [image if image.ndim == 4 else image[None] for image in images]
+        grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
+        chosen = [self._pruner.select(f) for f in self._features(tiles, grids)]
+        projected = self._project(torch.cat([kept.tokens for kept in chosen]))
+        projected = projected.split([len(kept) for kept in chosen])
+        sizes = image_sizes if image_sizes is not None else [None] * len(tiles)
+        self.kept = [
+            self._pack(*image, tiled) for image in zip(projected, chosen, tiles, grids, sizes)
+        ]
+        return _Sequences(image.tokens for image in self.kept)
+
+    def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> tuple:
+        """LLaVA's own splice of text and images, fed with the survivors."""
+        splice = super().prepare_inputs_labels_for_multimodal
+        call = inspect.signature(splice).bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        if self.get_vision_tower() is None or given["images"] is None:
+            return splice(*call.args, **call.kwargs)
+        if given["input_ids"].shape[1] == 1:  # a decoding step: the images are in the cache
+            return splice(*call.args, **call.kwargs)
+        given["images"] = self.encode_images(given["images"], given["image_sizes"])
+        if given["attention_mask"] is None and len(given["input_ids"]) > 1:
+            # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
+            given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
+        if given["labels"] is not None:  # training pads on the right, as the checkpoint says
+            return splice(*call.args, **call.kwargs)
+        with _left_padding(self.config):
+            return splice(*call.args, **call.kwargs)
+
+    def _features(
+        self, tiles: list[Tensor], grids: list[tuple[int, int]]
+    ) -> Iterator[VisionFeatures]:
+        """Run the tower once over all tiles of all images; one VisionFeatures per image."""
+        tower = self.get_vision_tower()
+        depth = _check_tower(tower)
+        pixels = torch.cat(list(tiles))
+        hidden, tap = _encode(tower, pixels, depth, self._pruner.layers)
+        stop = 0
+        for i, (image, grid) in enumerate(zip(tiles, grids)):
+            start, stop = stop, stop + len(image)
+            part = hidden[start:stop]
+            if not torch.isfinite(part).all():
+                raise ValueError(f"image {i} gives NaN or infinity in the vision tower")
+            yield VisionFeatures(
+                tokens=part[:, 1:],
+                cls=part[:, 0],
+                queries={layer: q[start:stop] for layer, q in tap.queries.items()},
+                keys={layer: k[start:stop] for layer, k in tap.keys.items()},
+                project=self._project,
+                key=_digest(image) if self._pruner.seeded else 0,
+                tile_grid=grid,
+            )
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        projector = self.get_model().mm_projector
+        weight = next(projector.parameters(), tokens)
+        return projector(tokens.to(weight.dtype) if weight.is_floating_point() else tokens)
+
+    def _tile_grids(self, tiles: list[Tensor], image_sizes: Any) -> list[tuple[int, int]]:
+        """(columns, rows) of every image's sub-image tiles, (0, 0) where there are none."""
+        config = self.config
+        merge = getattr(config, "mm_patch_merge_type", "flat")
+        if merge != "flat" and not merge.startswith("spatial"):
+            raise ValueError(f"mm_patch_merge_type={merge!r} is not supported; flat and spatial are")
+        if all(len(image) == 1 for image in tiles):
+            return [(0, 0)] * len(tiles)
+        if image_sizes is None:
+            raise ValueError(
+                "image_sizes is missing: pass (width, height) of every image with AnyRes tiles"
+            )
+        if len(image_sizes) != len(tiles):
+            raise ValueError(f"{len(image_sizes)} image_sizes for {len(tiles)} images")
+        aspect = getattr(config, "image_aspect_ratio", "square")
+        if aspect != "anyres":
+            raise ValueError(f"image_aspect_ratio={aspect!r} with tiles; only 'anyres' is supported")
+        side = self.get_vision_tower().config.image_size
+        grids = []
+        for i, (image, size) in enumerate(zip(tiles, image_sizes)):
+            columns, rows = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, side)
+            grids.append((columns, rows) if len(image) > 1 else (0, 0))
+            if len(image) not in (1, 1 + columns * rows):
+                raise ValueError(
+                    f"image {i} of size {tuple(size)} has {len(image)} tiles; its grid of "
+                    f"{columns} x {rows} and the base image make {1 + columns * rows}"
+                )
+        return grids
+
+    def _pack(
+        self,
+        tokens: Tensor,
+        kept: KeptTokens,
+        tiles: Tensor,
+        grid: tuple[int, int],
+        size: tuple[int, int] | None,
+        tiled: bool,
+    ) -> PackedImage:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        merge = getattr(self.config, "mm_patch_merge_type", "flat")
+        unpad = tiled and "unpad" in merge and self.layout == "unpad"
+        newline = self.get_model().image_newline if unpad else None
+        n = self.get_vision_tower().num_patches_per_side
+        if len(tiles) == 1 or merge == "flat":
+            return merge_single(tokens, kept, len(tiles) * n * n, newline)
+        return merge_anyres(tokens, kept, n, grid, size, newline)
+
+
+class PrunedLlavaLlamaForCausalLM(PrunedLlava, LlavaLlamaForCausalLM):
+    """LLaVA-v1.5 and LLaVA-NeXT on Vicuna."""
+
+
+class PrunedLlavaMistralForCausalLM(PrunedLlava, LlavaMistralForCausalLM):
+    """LLaVA-NeXT on Mistral."""
+
+
+def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> Any:
+    """Let one loaded LLaVA prune; nothing else in the process changes. Returns the model.
+
+    Args:
+        model: an instance of an official LLaVA class.
+        pruner: the method, or its name in PRUNERS.
+        layout: how AnyRes tiles are put together, "unpad" (LLaVA-NeXT's own reading order) or
+            "mosaic" (no unpadding, no newlines: the printed counts of the paper's Table 2).
+
+    Raises:
+        TypeError: if `model` is not an official LLaVA.
+        ValueError: if its tower or the pruner's settings are not supported.
+    """
+    if not isinstance(model, LlavaMetaForCausalLM):
+        raise TypeError(f"attach needs an official LLaVA model, got {type(model).__name__}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise ValueError(f"{type(model).__name__} has no vision tower: it was loaded without one")
+    _check_tower(tower)
+    stock = type(model)
+    if not isinstance(model, PrunedLlava):
+        model.__class__ = _pruned_class(stock)
+    try:
+        model.pruner = pruner
+    except ValueError:
+        model.__class__ = stock
+        raise
+    model.layout = layout
+    return model
+
+
+def detach(model: Any) -> Any:
+    """Give the model its own class back. Returns the model."""
+    if isinstance(model, PrunedLlava):
+        for name in ("_pruner", "layout", "kept"):
+            model.__dict__.pop(name, None)
+        model.__class__ = type(model).__mro__[2]
+    return model
+
+
+@functools.cache
+def _pruned_class(stock: type) -> type:
+    for cls in (PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM):
+        if cls.__bases__[1] is stock:
+            return cls
+    return type(f"Pruned{stock.__name__}", (PrunedLlava, stock), {"__module__": stock.__module__})
+
+
+def _check_tower(tower: Any) -> int:
+    """Number of encoder layers LLaVA reads; refuses towers a pruner cannot work with."""
+    if type(tower) is not CLIPVisionTower:
+        raise ValueError(
+            f"{type(tower).__name__} is not supported: pruning needs LLaVA's CLIPVisionTower "
+            "(one scale, a CLS token); S2 and other towers have none"
+        )
+    if tower.select_feature != "patch":
+        raise ValueError(
+            f"mm_vision_select_feature={tower.select_feature!r} is not supported, only 'patch'"
+        )
+    layers = tower.config.num_hidden_layers
+    depth = tower.select_layer + (layers + 1 if tower.select_layer < 0 else 0)
+    if not layers - 1 <= depth <= layers:
+        raise ValueError(
+            f"mm_vision_select_layer={tower.select_layer} is not supported: LLaVA reads the last "
+            "(-1) or penultimate (-2) encoder layer"
+        )
+    return depth
+
+
+@torch.no_grad()
+def _encode(
+    tower: CLIPVisionTower, pixels: Tensor, depth: int, layers: tuple[int, ...]
+) -> tuple[Tensor, AttentionTap]:
+    moved = pixels.to(device=tower.device, dtype=tower.dtype)
+    hidden, tap = encode_tiles(tower.vision_tower, moved, depth, layers)
+    return hidden.to(pixels.dtype), tap
+
+
+def _digest(tiles: Tensor) -> int:
+    """The pixels as one number, before any cast: equal on every device and in every batch."""
+    return zlib.crc32(tiles.float().cpu().contiguous().numpy())
+
+
+@contextmanager
+def _left_padding(config: Any) -> Iterator[None]:
+    """Generation continues at the end of a row, so padding belongs in front of it."""
+    before = getattr(config, "tokenizer_padding_side", "right")
+    config.tokenizer_padding_side = "left"
+    try:
+        yield
+    finally:
+        config.tokenizer_padding_side = before

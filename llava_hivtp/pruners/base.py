@@ -1,0 +1,117 @@
+"""What a pruning method is: a dataclass that selects tokens of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llava_hivtp.vision import KeptTokens, VisionFeatures
+
+
+class PaperLayers(tuple):
+    """Layers as a paper prints them for 24 encoder layers; another depth must name its own."""
+
+    depth = 24
+
+
+@dataclass
+class Pruner:
+    """Keep every token: the unpruned model, and the base of every method.
+
+    The fields are the hyper-parameters, the keys in a table's YAML and the model_args.
+    """
+
+    layers: tuple[int, ...] = ()  # encoder layers whose queries and keys `select` reads, from 1
+
+    seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Choose the tokens of one image that reach the language model."""
+        return keep_mask(features, features.tokens.new_ones(features.tokens.shape[:2], dtype=bool))
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """Most tokens `select` returns for one image of n_tiles tiles of n_patches patches."""
+        return n_tiles * n_patches
+
+    def check(self, n_layers: int, n_patches: int) -> None:
+        """Raise a ValueError unless the method fits an encoder of this depth and grid."""
+        name = type(self).__name__
+        if isinstance(self.layers, PaperLayers) and n_layers != PaperLayers.depth:
+            raise ValueError(
+                f"{name}: the default layers {tuple(self.layers)} are the paper's, for "
+                f"{PaperLayers.depth} encoder layers; this tower has {n_layers}: give layers="
+            )
+        wrong = [layer for layer in self.layers if not 1 <= layer <= n_layers]
+        if wrong:
+            raise ValueError(f"{name}: layers {wrong} lie outside 1..{n_layers}")
+        self.budget(1, n_patches)
+
+
+@dataclass
+class ScorePruner(Pruner):
+    """Keep the best-scored share of every tile; a subclass gives `score`."""
+
+    keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
+
+    def __post_init__(self) -> None:
+        check_share("keep", self.keep)
+
+    def score(self, features: VisionFeatures) -> Tensor:
+        """Importance of every patch, (T, N) float32; higher stays."""
+        raise TypeError(f"{type(self).__name__} must define score(features)")
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Keep the floor(keep * N) best patches per tile; ties go to the lowest index."""
+        scores = finite(self.score(features))
+        return keep_indices(features, best(scores, share(self.keep, features.n_patches)))
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """floor(keep * N) in every tile."""
+        return n_tiles * share(self.keep, n_patches)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise a ValueError unless value is a number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be a share in (0, 1], got {value!r}")
+
+
+def share(keep: float, n_patches: int) -> int:
+    """floor(keep * N), exact in decimals: 0.29 of 100 is 29, not 28."""
+    kept = int(Fraction(str(keep)) * n_patches)
+    if kept < 1:
+        raise ValueError(
+            f"keep={keep} of {n_patches} patches keeps no token; "
+            f"the least share is {1 / n_patches:.4g}"
+        )
+    return kept
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` highest scores per row, ascending; ties go to the lowest index."""
+    order = scores.argsort(-1, descending=True, stable=True)
+    return order[..., :count].sort(-1).values
+
+
+def finite(scores: Tensor) -> Tensor:
+    """Return the scores; a NaN would order them arbitrarily, so it raises a ValueError."""
+    if not torch.isfinite(scores).all():
+        raise ValueError("the scores hold NaN or infinity; check the image and the checkpoint")
+    return scores
+
+
+def keep_indices(features: VisionFeatures, patch: Tensor) -> KeptTokens:
+    """Tokens at (T, K) patch indices: equally many per tile, so nothing waits for the device."""
+    tiles, count = patch.shape
+    tile = torch.arange(tiles, device=patch.device).repeat_interleave(count)
+    return KeptTokens(features.tokens[tile, patch.flatten()], tile, patch.flatten())
+
+
+def keep_mask(features: VisionFeatures, mask: Tensor) -> KeptTokens:
+    """Tokens where a (T, N) mask holds, tile by tile in raster order."""
+    tile, patch = mask.nonzero(as_tuple=True)
+    return KeptTokens(features.tokens[tile, patch], tile, patch)

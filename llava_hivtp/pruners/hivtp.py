@@ -1,0 +1,99 @@
+"""HIVTP: the best of each region, then the best leftover of each window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from llava_hivtp.importance import received_attention
+from llava_hivtp.pruners.base import PaperLayers, Pruner, best, finite, keep_indices, keep_mask
+from llava_hivtp.vision import KeptTokens, VisionFeatures, grid_side
+
+
+@dataclass
+class HIVTP(Pruner):
+    """Hierarchical pruning by middle-layer attention (arXiv 2509.23663, Algorithms 1 and 2).
+
+    The paper's text says layers 7-10, its released code slices 7-9; the default follows the
+    paper. How many tokens stay depends on the image, unless `fill` tops every tile up to p_max.
+    """
+
+    r: int = 2  # regions per side
+    k: float = 25  # percent of each region kept by the global stage
+    c: int | None = 2  # window side of the local stage, in patches; None: no local stage
+    layers: tuple[int, ...] = PaperLayers((7, 8, 9, 10))
+    fill: bool = False  # top up to exactly p_max with the next best tokens: static shapes
+
+    def __post_init__(self) -> None:
+        for name, value in (("r", self.r), ("c", self.c)):
+            if name == "c" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if isinstance(self.k, bool) or not isinstance(self.k, (int, float)):
+            raise ValueError(f"k must be a percentage in (0, 100], got {self.k!r}")
+        if not 0 < self.k <= 100:
+            raise ValueError(f"k must be a percentage in (0, 100], got {self.k}")
+        if not self.layers:
+            raise ValueError("layers is empty; name at least one encoder layer, such as 7 8 9 10")
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Algorithm 2 on every tile; survivors in raster order."""
+        most = self.budget(1, features.n_patches)
+        scores = finite(received_attention(features, self.layers))
+        stages = self.stages(scores)
+        if not self.fill:
+            return keep_mask(features, stages > 0)
+        return keep_indices(features, best(scores.masked_fill(stages > 0, torch.inf), most))
+
+    def stages(self, scores: Tensor) -> Tensor:
+        """Stage that keeps each patch of (T, N) scores: 1 global, 2 local, 0 none.
+
+        Ties go to the lowest index.
+        """
+        regions = _split(scores, self.r)
+        top = best(regions, self._per_region(regions.shape[2]))
+        stages = _join(torch.zeros_like(regions, dtype=torch.uint8).scatter_(2, top, 1))
+        if self.c is None:
+            return stages
+        windows = _split(stages, grid_side(scores.shape[1]) // self.c)
+        left = _split(scores, grid_side(scores.shape[1]) // self.c)
+        left = left.masked_fill(windows > 0, -torch.inf)
+        # A window that the global stage kept whole has nothing left: its argmax stays global.
+        pick = left.argmax(2, keepdim=True)
+        value = torch.where(left.gather(2, pick) > -torch.inf, 2, 1).to(stages.dtype)
+        return _join(windows.scatter(2, pick, value))
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """T * p_max, p_max = r^2 * floor(k/100 * (n/r)^2) + (n/c)^2, at most all N."""
+        n = grid_side(n_patches)
+        for name, value in (("r", self.r), ("c", self.c)):
+            if value is not None and n % value:
+                fits = [d for d in range(1, n + 1) if n % d == 0]
+                raise ValueError(f"{name}={value} does not divide the {n} x {n} grid; choose {fits}")
+        kept = self.r**2 * self._per_region((n // self.r) ** 2)
+        kept += 0 if self.c is None else (n // self.c) ** 2
+        if not kept:
+            raise ValueError(
+                f"r={self.r}, k={self.k}, c=None keeps no token of {n_patches}; raise k or give c"
+            )
+        return n_tiles * min(kept, n_patches)
+
+    def _per_region(self, area: int) -> int:
+        return int(Fraction(str(self.k)) * area / 100)  # floor, as in Table 1: k=15 keeps 21 of 144
+
+
+def _split(grid: Tensor, cells: int) -> Tensor:
+    """(T, N) in raster order -> (T, cells * cells, patches per cell), raster order in each."""
+    tiles, n = grid.shape[0], grid_side(grid.shape[1])
+    grid = grid.view(tiles, cells, n // cells, cells, n // cells)
+    return grid.transpose(2, 3).reshape(tiles, cells * cells, -1)
+
+
+def _join(split: Tensor) -> Tensor:
+    """Undo `_split`."""
+    tiles, cells, side = split.shape[0], grid_side(split.shape[1]), grid_side(split.shape[2])
+    return split.view(tiles, cells, cells, side, side).transpose(2, 3).reshape(tiles, -1)

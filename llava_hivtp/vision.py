@@ -1,0 +1,149 @@
+"""What goes into a pruning method and what comes out of it.
+
+Letters: T tiles of one image, N = n * n patches per tile, D width, H heads, Dh head width,
+P kept tokens. Token 0 of the encoder is CLS. Layers count from 1, as the papers print them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """One image as the vision encoder saw it; tile 0 is the whole image."""
+
+    tokens: Tensor  # (T, N, D) what LLaVA would project
+    cls: Tensor  # (T, D)
+    queries: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh), as q_proj gives them: unscaled
+    keys: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh)
+    project: Callable[[Tensor], Tensor] | None = None  # the projector, for methods that score with it
+    key: int = 0  # digest of the pixel values: seeds a random choice whatever batch, dtype, device
+    tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
+
+    @property
+    def n_tiles(self) -> int:
+        """T."""
+        return self.tokens.shape[0]
+
+    @property
+    def n_patches(self) -> int:
+        """N."""
+        return self.tokens.shape[1]
+
+    @property
+    def n(self) -> int:
+        """Side of the patch grid."""
+        return grid_side(self.n_patches)
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """P survivors of one image, row-aligned, in reading order."""
+
+    tokens: Tensor  # (P, D)
+    tile: Tensor  # (P,) in [0, T)
+    patch: Tensor  # (P,) in [0, N), or -1: no place in the image (CLS, merged)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+class AttentionTap:
+    """Record queries and keys of some encoder layers while the block is open.
+
+    Works on a `CLIPVisionModel` under eager, SDPA and FlashAttention alike, because it listens
+    to `q_proj` and `k_proj` and leaves the forward pass as it is. `queries` and `keys` stay
+    readable after the block; the hooks are gone, also after an exception.
+
+    Raises:
+        TypeError: if `tower` is not a CLIP vision encoder.
+        ValueError: if a layer lies outside 1..L.
+    """
+
+    def __init__(self, tower: nn.Module, layers: Iterable[int]) -> None:
+        self.blocks = encoder_of(tower).layers
+        self.layers = tuple(sorted(set(layers)))
+        check_layers(self.layers, len(self.blocks))
+        self.queries: dict[int, Tensor] = {}
+        self.keys: dict[int, Tensor] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> AttentionTap:
+        for layer in self.layers:
+            attention = self.blocks[layer - 1].self_attn
+            for projection, record in (
+                (attention.q_proj, self.queries),
+                (attention.k_proj, self.keys),
+            ):
+                hook = _recorder(record, layer, attention.num_heads)
+                self._hooks.append(projection.register_forward_hook(hook))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+def encode_tiles(
+    tower: nn.Module, pixels: Tensor, depth: int, layers: Iterable[int] = ()
+) -> tuple[Tensor, AttentionTap]:
+    """Run the encoder's first `depth` layers on (T, 3, H, W) pixels, tapping `layers`.
+
+    Returns the (T, 1 + N, D) output of layer `depth` and the tap. Layer `depth + 1` may be
+    tapped as well: only its norm and its query and key projections run.
+    """
+    encoder = encoder_of(tower)
+    blocks = encoder.layers
+    with AttentionTap(tower, layers) as tap:
+        # Leaving the tail out equals `hidden_states[depth]` to the bit and saves its time.
+        encoder.layers = blocks[:depth]
+        try:
+            hidden = tower(pixels).last_hidden_state
+        finally:
+            encoder.layers = blocks
+        if depth + 1 in tap.layers:
+            normed = blocks[depth].layer_norm1(hidden)
+            blocks[depth].self_attn.q_proj(normed)
+            blocks[depth].self_attn.k_proj(normed)
+    return hidden, tap
+
+
+def encoder_of(tower: nn.Module) -> nn.Module:
+    """The stack of layers inside a `CLIPVisionModel`, transformers 4 or 5."""
+    encoder = getattr(getattr(tower, "vision_model", tower), "encoder", None)
+    if encoder is None or not hasattr(encoder, "layers"):
+        raise TypeError(
+            f"a CLIPVisionModel is needed, got {type(tower).__name__}; "
+            "for a LLaVA tower pass `model.get_vision_tower().vision_tower`"
+        )
+    return encoder
+
+
+def check_layers(layers: Iterable[int], n_layers: int) -> None:
+    """Raise a ValueError unless every layer lies in 1..n_layers."""
+    wrong = [layer for layer in layers if not 1 <= layer <= n_layers]
+    if wrong:
+        raise ValueError(
+            f"layers {wrong} lie outside 1..{n_layers}; layers count from 1, as printed"
+        )
+
+
+def grid_side(n_patches: int) -> int:
+    """Side n of the square grid of N patches."""
+    n = math.isqrt(n_patches)
+    if n * n != n_patches:
+        raise ValueError(f"{n_patches} patches are no square grid; a CLIP tower gives n * n")
+    return n
+
+
+def _recorder(record: dict[int, Tensor], layer: int, heads: int) -> Callable:
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        record[layer] = output.detach().unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    return hook
