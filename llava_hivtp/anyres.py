@@ -70,7 +70,9 @@ def merge_anyres(
     return PackedImage(tokens[order], kept, len(order) - newlines, newlines, total)
 
 
-def merge_single(tokens: Tensor, kept: KeptTokens, total: int, newline: Tensor | None) -> PackedImage:
+def merge_single(
+    tokens: Tensor, kept: KeptTokens, total: int, newline: Tensor | None
+) -> PackedImage:
     """Pack an image of one tile, or tiles simply behind one another (`flat` checkpoints)."""
     patches = len(tokens)
     if newline is not None and patches:

@@ -16,10 +16,13 @@ from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from torch import Tensor
+from transformers import CLIPVisionModel
 
 from llava_hivtp.anyres import LAYOUTS, PackedImage, merge_anyres, merge_single
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.vision import AttentionTap, KeptTokens, VisionFeatures, encode_tiles
+
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 
 
 class _Sequences(list):
@@ -38,6 +41,21 @@ class PrunedLlava(LlavaMetaForCausalLM):
     layout = "unpad"
     kept: Sequence[PackedImage] = ()
     _pruner = Pruner()
+
+    def __init__(self, config: Any) -> None:
+        """Build the model; a tower tuned with it (LLaVA-NeXT) is filled by its checkpoint.
+
+        Stock LLaVA loads the untuned tower here, which transformers 5 forbids while it builds a
+        model without weights.
+        """
+        tuned = getattr(config, "unfreeze_mm_vision_tower", False)
+        config.unfreeze_mm_vision_tower = False
+        super().__init__(config)
+        config.unfreeze_mm_vision_tower = tuned
+        if tuned:
+            tower = self.get_vision_tower()
+            tower.vision_tower = CLIPVisionModel(tower.cfg_only).requires_grad_(False)
+            tower.is_loaded = True
 
     @property
     def pruner(self) -> Pruner:
@@ -71,7 +89,8 @@ class PrunedLlava(LlavaMetaForCausalLM):
         projected = projected.split([len(kept) for kept in chosen])
         sizes = image_sizes if image_sizes is not None else [None] * len(tiles)
         self.kept = [
-            self._pack(*image, tiled) for image in zip(projected, chosen, tiles, grids, sizes)
+            self._pack(*image, tiled)
+            for image in zip(projected, chosen, tiles, grids, sizes, strict=True)
         ]
         return _Sequences(image.tokens for image in self.kept)
 
@@ -85,6 +104,10 @@ class PrunedLlava(LlavaMetaForCausalLM):
             return splice(*call.args, **call.kwargs)
         if given["input_ids"].shape[1] == 1:  # a decoding step: the images are in the cache
             return splice(*call.args, **call.kwargs)
+        if set(given.get("modalities") or ["image"]) != {"image"}:
+            raise ValueError(
+                f"modalities {given['modalities']}: only images can be pruned, no video"
+            )
         given["images"] = self.encode_images(given["images"], given["image_sizes"])
         if given["attention_mask"] is None and len(given["input_ids"]) > 1:
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
@@ -103,7 +126,7 @@ class PrunedLlava(LlavaMetaForCausalLM):
         pixels = torch.cat(list(tiles))
         hidden, tap = _encode(tower, pixels, depth, self._pruner.layers)
         stop = 0
-        for i, (image, grid) in enumerate(zip(tiles, grids)):
+        for i, (image, grid) in enumerate(zip(tiles, grids, strict=True)):
             start, stop = stop, stop + len(image)
             part = hidden[start:stop]
             if not torch.isfinite(part).all():
@@ -127,9 +150,9 @@ class PrunedLlava(LlavaMetaForCausalLM):
         """(columns, rows) of every image's sub-image tiles, (0, 0) where there are none."""
         config = self.config
         merge = getattr(config, "mm_patch_merge_type", "flat")
-        if merge != "flat" and not merge.startswith("spatial"):
-            raise ValueError(f"mm_patch_merge_type={merge!r} is not supported; flat and spatial are")
-        if all(len(image) == 1 for image in tiles):
+        if merge not in MERGE_TYPES:
+            raise ValueError(f"mm_patch_merge_type={merge!r} is not supported, only {MERGE_TYPES}")
+        if merge == "flat" or all(len(image) == 1 for image in tiles):
             return [(0, 0)] * len(tiles)
         if image_sizes is None:
             raise ValueError(
@@ -139,10 +162,12 @@ class PrunedLlava(LlavaMetaForCausalLM):
             raise ValueError(f"{len(image_sizes)} image_sizes for {len(tiles)} images")
         aspect = getattr(config, "image_aspect_ratio", "square")
         if aspect != "anyres":
-            raise ValueError(f"image_aspect_ratio={aspect!r} with tiles; only 'anyres' is supported")
+            raise ValueError(
+                f"image_aspect_ratio={aspect!r} with tiles: only 'anyres' is supported"
+            )
         side = self.get_vision_tower().config.image_size
         grids = []
-        for i, (image, size) in enumerate(zip(tiles, image_sizes)):
+        for i, (image, size) in enumerate(zip(tiles, image_sizes, strict=True)):
             columns, rows = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, side)
             grids.append((columns, rows) if len(image) > 1 else (0, 0))
             if len(image) not in (1, 1 + columns * rows):

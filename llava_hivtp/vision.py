@@ -22,7 +22,7 @@ class VisionFeatures:
     cls: Tensor  # (T, D)
     queries: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh), as q_proj gives them: unscaled
     keys: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh)
-    project: Callable[[Tensor], Tensor] | None = None  # the projector, for methods that score with it
+    project: Callable[[Tensor], Tensor] | None = None  # the projector: (..., D) -> (..., D_lm)
     key: int = 0  # digest of the pixel values: seeds a random choice whatever batch, dtype, device
     tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
 

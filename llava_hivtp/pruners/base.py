@@ -93,7 +93,7 @@ def share(keep: float, n_patches: int) -> int:
 
 def best(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest scores per row, ascending; ties go to the lowest index."""
-    order = scores.argsort(-1, descending=True, stable=True)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     return order[..., :count].sort(-1).values
 
 

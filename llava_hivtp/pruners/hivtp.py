@@ -73,7 +73,9 @@ class HIVTP(Pruner):
         for name, value in (("r", self.r), ("c", self.c)):
             if value is not None and n % value:
                 fits = [d for d in range(1, n + 1) if n % d == 0]
-                raise ValueError(f"{name}={value} does not divide the {n} x {n} grid; choose {fits}")
+                raise ValueError(
+                    f"{name}={value} does not divide the {n} x {n} grid; choose {fits}"
+                )
         kept = self.r**2 * self._per_region((n // self.r) ** 2)
         kept += 0 if self.c is None else (n // self.c) ** 2
         if not kept:

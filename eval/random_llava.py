@@ -1,0 +1,132 @@
+"""A LLaVA of any shape with random weights, saved as an official checkpoint.
+
+It answers nonsense, in the time and with the token counts of a real one: for tests, for trying
+the tools before weights are at hand, and for timing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+PINPOINTS = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]  # tiles (columns, rows) of LLaVA-NeXT
+
+
+def random_llava(
+    folder: str | Path,
+    *,
+    anyres: bool = False,
+    mistral: bool = False,
+    encoder_layers: int = 24,
+    image_size: int = 336,
+    patch_size: int = 14,
+    width: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Write a small random checkpoint that `llava_hivtp.load` takes; returns the folder.
+
+    Args:
+        folder: where to; the vision tower goes into its sub-folder `tower`.
+        anyres: like LLaVA-NeXT (tiles, unpadding, newlines, a tower tuned with the model)
+            instead of like LLaVA-v1.5.
+        mistral: a Mistral language model instead of Llama.
+        encoder_layers: depth of the CLIP tower.
+        image_size: side of a tile in pixels.
+        patch_size: side of a patch in pixels.
+        width: hidden size of tower and language model.
+        seed: of the weights.
+    """
+    import torch
+    from llava.model.language_model.llava_llama import LlavaConfig
+    from llava.model.language_model.llava_mistral import LlavaMistralConfig
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    from llava_hivtp.model import PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM
+
+    folder = Path(folder)
+    torch.manual_seed(seed)
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4}
+    tower_config = CLIPVisionConfig(
+        **shape, num_hidden_layers=encoder_layers, image_size=image_size, patch_size=patch_size
+    )
+    tower = CLIPVisionModel(tower_config)
+    for parameter in tower.parameters():  # CLIP's own initialisation is too even to select by
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tower_config.save_pretrained(folder / "tower")
+    _image_processor(image_size).save_pretrained(folder / "tower")
+    _save(folder / "tower", _hub_names(tower.state_dict()))
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = (LlavaMistralConfig if mistral else LlavaConfig)(
+        **shape,
+        num_hidden_layers=2,
+        num_key_value_heads=4,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=8192,
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        mm_vision_tower=str(folder / "tower"),
+        mm_hidden_size=width,
+        mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=-2,
+        mm_vision_select_feature="patch",
+        mm_use_im_patch_token=False,
+        mm_use_im_start_end=False,
+        image_aspect_ratio="anyres" if anyres else "pad",
+        mm_patch_merge_type="spatial_unpad" if anyres else "flat",
+        image_grid_pinpoints=[[w * image_size, h * image_size] for w, h in PINPOINTS],
+        tokenizer_padding_side="right",
+    )
+    model = (PrunedLlavaMistralForCausalLM if mistral else PrunedLlavaLlamaForCausalLM)(config)
+    state = model.state_dict()
+    if anyres:
+        torch.nn.init.normal_(state["model.image_newline"])
+        prefix = "model.vision_tower.vision_tower."
+        state |= {prefix + name: w for name, w in _hub_names(tower.state_dict()).items()}
+    _save(folder, state)
+    config.architectures = [f"Llava{'Mistral' if mistral else 'Llama'}ForCausalLM"]
+    config.mm_vision_tower = "tower"  # relative: the checkpoint may be moved
+    config.unfreeze_mm_vision_tower = anyres
+    config.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of single bytes with LLaVA's special tokens: any text, no data."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _image_processor(size: int) -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+
+
+def _hub_names(state: dict[str, Any]) -> dict[str, Any]:
+    """Tower weights by the names every hub checkpoint has; transformers 5 drops the prefix."""
+    prefix = "vision_model."
+    return {name if name.startswith(prefix) else prefix + name: w for name, w in state.items()}
+
+
+def _save(folder: Path, state: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: w.contiguous() for name, w in state.items() if not name.endswith("position_ids")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,58 @@
+"""Images as people have them, made ready for LLaVA's vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from llava.mm_utils import process_images
+from PIL import Image, ImageOps
+from torch import Tensor
+
+_LEAST = 4  # pixels; below, processors take a side for the colour channels
+
+
+def open_image(source: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image file as RGB, upright; any mode PIL reads.
+
+    Raises:
+        ValueError: if the file is no image or is cut off, naming it.
+        FileNotFoundError: if there is no such file.
+    """
+    try:
+        with Image.open(source) as image:
+            return to_rgb(image)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"no image file at {source}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = getattr(source, "name", source)
+        raise ValueError(f"{name} is no readable image: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn upright and convert to RGB; 16-bit greyscale is scaled, not clipped."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def prepare_images(
+    images: Sequence[Image.Image], image_processor: Any, config: Any
+) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
+    """LLaVA's own preprocessing: float32 pixels on the CPU and (width, height) of each image.
+
+    The pixels are one (B, 3, H, W) or (B, T, 3, H, W) tensor, or a list of (T_i, 3, H, W). Hand
+    them to the model as they are: it casts them itself.
+    """
+    images = [_at_least(to_rgb(image)) for image in images]
+    return process_images(images, image_processor, config), [image.size for image in images]
+
+
+def _at_least(image: Image.Image) -> Image.Image:
+    if min(image.size) >= _LEAST:
+        return image
+    return image.resize(tuple(max(side, _LEAST) for side in image.size))

@@ -1,0 +1,191 @@
+"""Load an official LLaVA checkpoint, ready to prune."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PretrainedConfig
+
+from llava_hivtp.model import (
+    PrunedLlavaLlamaForCausalLM,
+    PrunedLlavaMistralForCausalLM,
+    attach,
+)
+from llava_hivtp.pruners import Pruner
+
+_CLASSES = {
+    "LlavaLlamaForCausalLM": PrunedLlavaLlamaForCausalLM,
+    "LlavaMistralForCausalLM": PrunedLlavaMistralForCausalLM,
+}
+
+
+def load(
+    path: str | Path,
+    pruner: Pruner | str = "none",
+    *,
+    layout: str = "unpad",
+    dtype: torch.dtype | str | None = None,
+    device_map: str | dict | None = None,
+    attn_implementation: str = "sdpa",
+    quantization: str | None = None,
+) -> tuple[Any, Any, Any, int]:
+    """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint with a pruner attached.
+
+    Args:
+        path: a folder or a hub id such as liuhaotian/llava-v1.5-7b. A relative
+            `mm_vision_tower` in its config.json is looked for inside the folder first.
+        pruner: the method, or its name in PRUNERS; `model.pruner` swaps it later.
+        layout: how AnyRes tiles are put together, see `attach`.
+        dtype: of the weights; default float16 on a GPU, float32 on a CPU.
+        device_map: "cuda", "cpu", "auto" or a map as accelerate takes it; default the GPU if
+            there is one.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2", for the language model.
+        quantization: "8bit" or "4bit" (bitsandbytes), or None.
+
+    Returns:
+        (model, tokenizer, image_processor, context_len). The image processor is always the PIL
+        one, so that pixel values are equal on every machine and under both transformers versions.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or its vision tower is missing or incomplete.
+        ImportError: if an optional package is asked for and absent.
+        ValueError: if checkpoint, pruner or layout are not supported.
+    """
+    settings = _config_dict(path)
+    cls = _class_of(settings, path)
+    _check_complete(Path(path))
+    device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _dtype(dtype, on_gpu=device_map != "cpu")
+    options: dict[str, Any] = {"attn_implementation": _attention(attn_implementation)}
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization, dtype)
+    config = cls.config_class.from_pretrained(path)
+    config.mm_vision_tower = _tower_path(path, settings["mm_vision_tower"])
+    processor = _image_processor(config.mm_vision_tower)
+    model, report = cls.from_pretrained(
+        path,
+        config=config,
+        torch_dtype=dtype,
+        low_cpu_mem_usage=True,
+        device_map={"": device_map} if device_map in ("cpu", "cuda") else device_map,
+        output_loading_info=True,
+        **options,
+    )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"{path} lacks {len(missing)} weights, such as {missing[0]}; fetch it again"
+        )
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+        tower.to(device=model.device, dtype=dtype)
+    tower.image_processor = processor
+    tokenizer = AutoTokenizer.from_pretrained(path, use_fast=False)
+    _add_image_tokens(model, tokenizer)
+    attach(model.eval(), pruner, layout)
+    return model, tokenizer, processor, getattr(config, "max_sequence_length", 2048)
+
+
+def _config_dict(path: str | Path) -> dict[str, Any]:
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise FileNotFoundError(f"{path} holds no config.json: it is no LLaVA checkpoint")
+    try:
+        settings, _ = PretrainedConfig.get_config_dict(path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: neither a folder nor a downloaded hub id; "
+            f"fetch it first, for instance with `python -m eval prefetch` ({error})"
+        ) from error
+    if "mm_vision_tower" not in settings:
+        raise ValueError(f"{path} names no mm_vision_tower: it is no LLaVA checkpoint")
+    return settings
+
+
+def _class_of(settings: dict[str, Any], path: str | Path) -> type:
+    names = settings.get("architectures") or []
+    for name, cls in _CLASSES.items():
+        if name in names or f"Pruned{name}" in names:
+            return cls
+    raise ValueError(f"{path} has architectures {names}; supported are {sorted(_CLASSES)}")
+
+
+def _check_complete(folder: Path) -> None:
+    """Raise a FileNotFoundError if a local folder lacks weight files."""
+    if not folder.is_dir():
+        return
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / name).is_file():
+            shards = set(json.loads((folder / name).read_text())["weight_map"].values())
+            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+            if missing:
+                raise FileNotFoundError(f"{folder} lacks {missing}: fetch the checkpoint again")
+            return
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise FileNotFoundError(f"{folder} holds no weights: fetch the checkpoint again")
+
+
+def _dtype(dtype: torch.dtype | str | None, on_gpu: bool) -> torch.dtype:
+    if dtype is None:
+        return torch.float16 if on_gpu else torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    return found
+
+
+def _attention(name: str) -> str:
+    if name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ImportError(
+            "attn_implementation='flash_attention_2' needs flash-attn: "
+            "pip install 'llava_hivtp[flash]', or use 'sdpa'"
+        )
+    return name
+
+
+def _quantization(name: str, dtype: torch.dtype) -> Any:
+    if name not in ("8bit", "4bit"):
+        raise ValueError(f"quantization must be '8bit', '4bit' or None, got {name!r}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(f"quantization={name!r} needs bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    if name == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type="nf4",
+    )
+
+
+def _tower_path(path: str | Path, tower: str) -> str:
+    inside = Path(path) / tower
+    return str(inside) if inside.is_dir() else tower
+
+
+def _image_processor(tower: str) -> Any:
+    """The PIL processor: with torchvision, transformers 5 would take one with other pixels."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as PIL
+    except ImportError:  # transformers 4 has the PIL one only
+        from transformers import CLIPImageProcessor as PIL
+    try:
+        return PIL.from_pretrained(tower)
+    except OSError as error:
+        raise FileNotFoundError(f"the vision tower {tower} is not here; fetch it first") from error
+
+
+def _add_image_tokens(model: Any, tokenizer: Any) -> None:
+    """Add LLaVA's image marker tokens where the checkpoint was trained with them."""
+    if getattr(model.config, "mm_use_im_patch_token", True):
+        tokenizer.add_tokens(["<im_patch>"], special_tokens=True)
+    if getattr(model.config, "mm_use_im_start_end", False):
+        tokenizer.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
+    if len(tokenizer) != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
