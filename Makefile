@@ -1,0 +1,56 @@
+# make setup | test | test-all | check | demo | explore
+# Choices, kept for later calls: TORCH=2.11.0  LLAVA=git  PYTHON=python3.11
+# The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests)
+
+TRANSFORMERS ?= 5.23.0
+ifeq ($(TRANSFORMERS),5.23.0)
+VENV ?= .venv
+TESTS ?= tests
+else
+VENV ?= .venv-$(TRANSFORMERS)
+TESTS ?= tests/library
+endif
+
+-include $(VENV)/choices.mk
+PYTHON ?= python3
+TORCH ?= 2.13.0
+LLAVA ?= pypi
+
+PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check
+READY = $(VENV)/ready-$(TORCH)-$(LLAVA)
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+.PHONY: setup test test-all check demo explore
+
+setup: $(READY)
+
+$(READY): setup.py $(wildcard third_party/*.txt)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==$(TORCH)
+	$(PIP) -r third_party/requirements-$(TRANSFORMERS).txt
+	$(PIP) --no-deps --force-reinstall -r third_party/llava-$(LLAVA).txt
+ifeq ($(TRANSFORMERS),5.23.0)
+	$(PIP) --no-deps -r third_party/lmms-eval.txt
+endif
+	$(PIP) --no-deps --no-build-isolation -e . || $(PIP) --no-deps -e .
+	rm -f $(VENV)/ready-*
+	printf 'TORCH ?= %s\nLLAVA ?= %s\n' $(TORCH) $(LLAVA) > $(VENV)/choices.mk
+	touch $@
+
+test: setup
+	$(PYTEST) $(TESTS)
+
+test-all: setup
+	$(PYTEST) -m "slow or not slow" $(TESTS)
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PYTEST) $(TESTS)
+
+demo: setup
+	bash scripts/demo.sh
+
+explore: setup
+	$(PIP) gradio
+	$(VENV)/bin/python -m eval explore

@@ -1,0 +1,33 @@
+"""Package `llava_hivtp`; `eval/` and `scripts/` run from a checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llava_hivtp/__init__.py").read_text())[1]
+
+setup(
+    name="llava_hivtp",
+    version=VERSION,
+    description="Training-free visual token pruning for LLaVA: HIVTP and its peers on equal terms",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["llava_hivtp", "llava_hivtp.*"]),
+    python_requires=">=3.10",
+    install_requires=["torch>=2.1", "numpy", "pillow"],
+    extras_require={
+        # llava-torch itself goes in with --no-deps: see third_party/README.md
+        "llava": ["transformers>=4.37.2,<6", "accelerate", "sentencepiece", "protobuf", "requests"],
+        "eval": ["lmms-eval==0.7.3", "typer", "pyyaml", "matplotlib", "scipy"],
+        "flash": ["flash-attn"],
+        "deepspeed": ["deepspeed"],
+        "demo": ["gradio", "matplotlib"],
+    },
+    entry_points={
+        "console_scripts": ["llava-hivtp=llava_hivtp.cli:main"],
+        "lmms_eval.models": ["llava_hivtp=llava_hivtp.lmms:MANIFEST"],
+    },
+)
