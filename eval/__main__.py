@@ -2,7 +2,14 @@
 
 import typer
 
+from eval.claims import claims
+from eval.status import status
+from eval.table import table
+
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app.command()(table)
+app.command()(claims)
+app.command()(status)
 
 if __name__ == "__main__":
     app(prog_name="python -m eval")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 MME_COGNITION = frozenset(
     {"commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"}
@@ -76,6 +75,8 @@ def score(groups: Groups) -> float:
 
 def half_width(groups: Groups) -> float | None:
     """Half a 95 % confidence interval, cluster-robust (t quantile); None if groups are too few."""
+    from scipy.stats import t  # a second to import: not for every command
+
     strata, count = groups.strata, np.bincount(groups.strata)
     freedom = len(groups.y) - len(count)
     if freedom < 1 or count.min() < 2:
@@ -83,7 +84,7 @@ def half_width(groups: Groups) -> float | None:
     means = np.bincount(strata, groups.y) / np.bincount(strata, groups.n)
     residuals = groups.weights * (groups.y - groups.n * means[strata])
     variance = (count / (count - 1) * np.bincount(strata, residuals**2)).sum()
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+    return float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
 
 
 def compare(task: str, samples: Samples, unpruned: Samples) -> Paired | None:
@@ -112,14 +113,16 @@ def _value(task: str, scores: list[float]) -> tuple[float, float]:
 
 
 def _p_value(a: Groups, b: Groups, changes: np.ndarray) -> float:
+    from scipy.stats import binomtest, permutation_test
+
     changes = changes[changes != 0]
     if not len(changes):
         return 1.0
     one_answer_each = (a.n == 1).all() and set(np.concatenate([a.y, b.y])) <= {0, 1}
     if one_answer_each and len(set(a.strata)) == 1:
         better = int((changes > 0).sum())
-        return float(stats.binomtest(better, len(changes), 0.5).pvalue)
-    test = stats.permutation_test(
+        return float(binomtest(better, len(changes), 0.5).pvalue)
+    test = permutation_test(
         (changes,),
         np.sum,
         permutation_type="samples",

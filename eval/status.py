@@ -1,0 +1,91 @@
+"""How far an evaluation has come: done, running, failed and why, missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eval import store
+from eval.rows import (
+    BENCHMARKS,
+    ConfigError,
+    Row,
+    Table,
+    Unit,
+    load_table,
+    select_rows,
+    select_tasks,
+    unit_path,
+    units,
+)
+
+STATES = ("done", "running", "failed", "missing")
+
+
+def status(
+    config: Annotated[Path, typer.Argument(help="A table, such as configs/table1.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    model: Annotated[str | None, typer.Option(help="Checkpoint, if not the config's.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Ids, patterns, numbers or sets, as in 'paper,random-*'.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks or columns, as in 'mme,pope'.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The dry run over N documents.")] = None,
+) -> None:
+    """Show what is done, running, failed (and why) and missing."""
+    try:
+        table = load_table(config, model)
+        chosen, columns = select_rows(table, rows), select_tasks(table, tasks)
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    typer.echo(report(table, chosen, columns, out, limit))
+
+
+def report(
+    table: Table, rows: Sequence[Row], tasks: Sequence[str], out: Path, limit: int | None = None
+) -> str:
+    """Counts, a grid of rows and tasks, and the reason of every failure."""
+    found = units(table, out, rows, tasks, limit)
+    states = {unit.path: store.state(unit.path) for unit in found}
+    counts = Counter(states.values())
+    timed = sum(store.read_timing(unit.path) is not None for unit in found)
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    return "\n".join(
+        [
+            f"{table.title} ({table.model}): {len(found)} units, {summary}; {timed} timed",
+            "",
+            *_grid(table, rows, tasks, out, limit, states),
+            *_failures(found),
+        ]
+    )
+
+
+def _grid(
+    table: Table,
+    rows: Sequence[Row],
+    tasks: Sequence[str],
+    out: Path,
+    limit: int | None,
+    states: dict[Path, str],
+) -> list[str]:
+    """One line per row; rows that say the same thing show the same units."""
+    lines = [["", *(BENCHMARKS[task].title for task in tasks)]]
+    for row in rows:
+        paths = [unit_path(out, table.model, row, task, limit) for task in tasks]
+        lines.append([row.id, *("-" if states[p] == "missing" else states[p] for p in paths)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _failures(found: Sequence[Unit]) -> list[str]:
+    failed = [unit for unit in found if store.beside(unit.path, "failed.json").exists()]
+    lines = [f"{unit.row.id}, {unit.task}: {store.failure(unit.path)}" for unit in failed]
+    return ["", "Failed:", *lines] if lines else []

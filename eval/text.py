@@ -1,0 +1,86 @@
+"""Tables as aligned Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+MISSING = "-"
+_TEX = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "Δ": r"$\Delta$", "<": "$<$"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table, and what hangs on it."""
+
+    text: str = MISSING
+    extra: str = ""  # an interval, or the tasks behind a mean that lacks some
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table; the names are shown once where lines follow each other."""
+
+    section: str
+    method: str
+    source: str  # ours, paper or Δ
+    cells: list[Cell]
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Line]) -> str:
+    """Lines as a pipe table."""
+    body = [[*names, *map(_markdown, line.cells)] for names, line in _named(lines)]
+    return pipes([["block", "method", "", *headings], *body], left=3)
+
+
+def pipes(rows: Sequence[Sequence[str]], left: int) -> str:
+    """A pipe table that reads well as it is; the first columns stand left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = [
+        [word.ljust(w) if i < left else word.rjust(w) for i, (word, w) in enumerate(pairs)]
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]])
+
+
+def latex(headings: Sequence[str], lines: Sequence[Line]) -> str:
+    """A booktabs tabular."""
+    rows = [
+        rf"\begin{{tabular}}{{lll{'r' * len(headings)}}}",
+        r"\toprule",
+        _ampersands(["block", "method", "", *headings], []),
+    ]
+    for names, line in _named(lines):
+        rows += [r"\midrule"] if names[0] else []
+        rows.append(_ampersands(names, line.cells))
+    return "\n".join([*rows, r"\bottomrule", r"\end{tabular}"])
+
+
+def _markdown(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} {cell.extra}".strip()
+
+
+def _latex(cell: Cell) -> str:
+    text = rf"\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text)
+    return f"{text} {_tex(cell.extra)}".strip()
+
+
+def _ampersands(words: Sequence[str], cells: Sequence[Cell]) -> str:
+    return " & ".join([*map(_tex, words), *map(_latex, cells)]) + r" \\"
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(letter, letter) for letter in text)
+
+
+def _named(lines: Sequence[Line]) -> Iterator[tuple[list[str], Line]]:
+    """Lines with their names, blank where the line above says the same."""
+    above = ("", "")
+    for line in lines:
+        section = "" if line.section == above[0] else line.section
+        method = "" if (line.section, line.method) == above else line.method
+        above = (line.section, line.method)
+        yield [section, method, line.source], line
