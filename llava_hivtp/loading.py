@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PretrainedConfig
 
 from llava_hivtp.model import (
     PrunedLlavaLlamaForCausalLM,
     PrunedLlavaMistralForCausalLM,
     attach,
+    check_layout,
 )
-from llava_hivtp.pruners import Pruner
+from llava_hivtp.pruners import Pruner, build_pruner
 
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _CLASSES = {
     "LlavaLlamaForCausalLM": PrunedLlavaLlamaForCausalLM,
     "LlavaMistralForCausalLM": PrunedLlavaMistralForCausalLM,
@@ -58,6 +61,8 @@ def load(
     settings = _config_dict(path)
     cls = _class_of(settings, path)
     _check_complete(Path(path))
+    pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
+    check_layout(layout)
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(dtype, on_gpu=device_map != "cpu")
     options: dict[str, Any] = {"attn_implementation": _attention(attn_implementation)}
@@ -66,15 +71,20 @@ def load(
     config = cls.config_class.from_pretrained(path)
     config.mm_vision_tower = _tower_path(path, settings["mm_vision_tower"])
     processor = _image_processor(config.mm_vision_tower)
-    model, report = cls.from_pretrained(
-        path,
-        config=config,
-        torch_dtype=dtype,
-        low_cpu_mem_usage=True,
-        device_map={"": device_map} if device_map in ("cpu", "cuda") else device_map,
-        output_loading_info=True,
-        **options,
-    )
+    try:
+        model, report = cls.from_pretrained(
+            path,
+            config=config,
+            torch_dtype=dtype,
+            low_cpu_mem_usage=True,
+            device_map={"": device_map} if device_map in ("cpu", "cuda") else device_map,
+            output_loading_info=True,
+            **options,
+        )
+    except (SafetensorError, EOFError) as error:
+        raise FileNotFoundError(
+            f"the weights in {path} cannot be read ({error}): fetch the checkpoint again"
+        ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(
@@ -101,7 +111,7 @@ def _config_dict(path: str | Path) -> dict[str, Any]:
             f"no checkpoint at {path}: neither a folder nor a downloaded hub id; "
             f"fetch it first, for instance with `python -m eval prefetch` ({error})"
         ) from error
-    if "mm_vision_tower" not in settings:
+    if not settings.get("mm_vision_tower"):
         raise ValueError(f"{path} names no mm_vision_tower: it is no LLaVA checkpoint")
     return settings
 
@@ -139,6 +149,8 @@ def _dtype(dtype: torch.dtype | str | None, on_gpu: bool) -> torch.dtype:
 
 
 def _attention(name: str) -> str:
+    if name not in ATTENTION:
+        raise ValueError(f"attn_implementation must be one of {ATTENTION}, got {name!r}")
     if name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise ImportError(
             "attn_implementation='flash_attention_2' needs flash-attn: "

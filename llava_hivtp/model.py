@@ -15,7 +15,7 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from llava_hivtp.anyres import LAYOUTS, PackedImage, merge_anyres, merge_single
@@ -31,7 +31,8 @@ class _Sequences(list):
     ndim = 4  # LLaVA reads .ndim to choose its path; on this one it only indexes
 
 
-class PrunedLlava(LlavaMetaForCausalLM):
+# nn.Module comes first so that Python lets an instance of the stock class change to this one.
+class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
     """A LLaVA whose image tokens pass through `pruner` before they are projected.
 
     `pruner` and `layout` may be changed at any time. `kept` describes the images of the last
@@ -186,8 +187,7 @@ class PrunedLlava(LlavaMetaForCausalLM):
         size: tuple[int, int] | None,
         tiled: bool,
     ) -> PackedImage:
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        check_layout(self.layout)
         merge = getattr(self.config, "mm_patch_merge_type", "flat")
         unpad = tiled and "unpad" in merge and self.layout == "unpad"
         newline = self.get_model().image_newline if unpad else None
@@ -220,8 +220,7 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
     """
     if not isinstance(model, LlavaMetaForCausalLM):
         raise TypeError(f"attach needs an official LLaVA model, got {type(model).__name__}")
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+    check_layout(layout)
     tower = model.get_vision_tower()
     if tower is None:
         raise ValueError(f"{type(model).__name__} has no vision tower: it was loaded without one")
@@ -245,6 +244,12 @@ def detach(model: Any) -> Any:
             model.__dict__.pop(name, None)
         model.__class__ = type(model).__mro__[2]
     return model
+
+
+def check_layout(layout: str) -> None:
+    """Raise a ValueError unless the layout is known."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
 
 
 @functools.cache

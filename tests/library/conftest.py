@@ -1,0 +1,60 @@
+"""Small random LLaVAs, written once per test process and loaded like real checkpoints."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval.random_llava import random_llava
+from llava_hivtp import load
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Folder of a checkpoint by kind, made on first use."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            made[kind] = random_llava(
+                folder, anyres=kind != "v15", mistral=kind == "mistral", seed=len(kind)
+            )
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoints):
+    """(model, tokenizer, image_processor) by kind; tests leave the pruner as they like."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = load(checkpoints(kind), device_map="cpu")[:3]
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """A textured picture of a given (width, height), the same every time."""
+
+    def make(size, seed=0):
+        rng = np.random.default_rng(seed)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        fine = rng.normal(0, 12, (size[1], size[0], 3))
+        values = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) + fine
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+    return make

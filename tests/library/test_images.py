@@ -1,0 +1,59 @@
+"""Images as people have them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava_hivtp.images import open_image, prepare_images, to_rgb
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I", "I;16", "F", "YCbCr"])
+def test_every_mode_becomes_rgb(loaded, mode):
+    _, _, processor = loaded("v15")
+    model = loaded("v15")[0]
+    image = Image.new("L", (40, 30), 100).convert(mode) if mode != "I;16" else None
+    image = image or Image.fromarray(np.full((30, 40), 25600, np.uint16))
+    assert to_rgb(image).mode == "RGB"
+    pixels, sizes = prepare_images([image], processor, model.config)
+    assert sizes == [(40, 30)]
+    assert torch.isfinite(pixels).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.array([[0, 256 * 100, 65535]], np.uint16)
+    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_a_photo_held_sideways_is_turned_upright(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 50), (2000, 10), (10, 2000)])
+@pytest.mark.parametrize("kind", ["v15", "next"])
+def test_any_size_gives_pixels_of_three_colours(loaded, photo, kind, size):
+    model, _, processor = loaded(kind)
+    pixels, sizes = prepare_images([photo(size)], processor, model.config)
+    assert pixels.shape[-3:] == (3, 336, 336)
+    assert min(sizes[0]) >= min(size)
+    assert torch.isfinite(pixels).all()
+
+
+def test_broken_files_are_named(tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:-200])
+    (tmp_path / "note.png").write_text("no image")
+    for name in ("cut.png", "note.png"):
+        with pytest.raises(ValueError, match=f"{name} is no readable image"):
+            open_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no image file at"):
+        open_image(tmp_path / "none.png")

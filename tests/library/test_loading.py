@@ -1,0 +1,145 @@
+"""Checkpoints load whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from ask import generate
+from safetensors.torch import load_file
+
+from llava_hivtp import load
+from llava_hivtp.pruners import HIVTP
+
+
+@pytest.fixture
+def copy_of(checkpoints, tmp_path):
+    def get(kind):
+        return shutil.copytree(checkpoints(kind), tmp_path / kind)
+
+    return get
+
+
+def edit(folder, **changes):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+
+
+@pytest.mark.parametrize("kind", ["v15", "next", "mistral"])
+def test_every_weight_is_the_checkpoints(checkpoints, kind):
+    model, _, _, context = load(checkpoints(kind), device_map="cpu")
+    weights = load_file(checkpoints(kind) / "model.safetensors")
+    ours = {name.replace(".vision_model.", "."): w for name, w in model.state_dict().items()}
+    for name, weight in weights.items():
+        assert torch.equal(ours[name.replace(".vision_model.", ".")], weight), name
+    assert context == 2048
+    assert not model.training
+
+
+def test_a_tuned_tower_comes_from_the_checkpoint_not_from_its_base(copy_of):
+    folder = copy_of("next")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(n for n in weights if "tower" in n and n.endswith("layers.3.mlp.fc1.weight"))
+    model = load(folder, device_map="cpu")[0]
+    tower = model.get_vision_tower().vision_tower.state_dict()
+    tuned = next(w for n, w in tower.items() if n.endswith("layers.3.mlp.fc1.weight"))
+    assert torch.equal(tuned, weights[name])
+
+
+def test_the_folder_may_move(copy_of, photo):
+    llava = load(copy_of("v15"), "hivtp", device_map="cpu")[:3]
+    assert generate(*llava, [photo((336, 336))], "<image>")
+    assert isinstance(llava[0].pruner, HIVTP)
+
+
+def test_pixels_come_from_the_pil_processor(loaded):
+    processor = loaded("v15")[2]
+    assert type(processor).__name__ in ("CLIPImageProcessor", "CLIPImageProcessorPil")
+    assert "torchvision" not in repr(type(processor).__mro__).lower()
+
+
+def test_dtype_and_attention_are_as_asked(checkpoints):
+    model = load(
+        checkpoints("v15"), device_map="cpu", dtype="bfloat16", attn_implementation="eager"
+    )[0]
+    assert model.dtype == model.get_vision_tower().dtype == torch.bfloat16
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), FileNotFoundError, "no config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "holds no weights"),
+        (lambda f: shutil.rmtree(f / "tower"), FileNotFoundError, "vision tower tower is not here"),
+        (lambda f: edit(f, architectures=["GPT2"]), ValueError, r"\['GPT2'\]; supported are"),
+        (lambda f: edit(f, mm_vision_tower=None), ValueError, "names no mm_vision_tower"),
+    ],
+)
+def test_incomplete_checkpoints_are_refused(copy_of, break_it, error, message):
+    folder = copy_of("v15")
+    break_it(folder)
+    with pytest.raises(error, match=message):
+        load(folder, device_map="cpu")
+
+
+def test_missing_shards_are_named(copy_of):
+    folder = copy_of("v15")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2-of-2.safetensors"}})
+    )
+    with pytest.raises(FileNotFoundError, match="model-2-of-2.safetensors"):
+        load(folder, device_map="cpu")
+
+
+def test_a_half_downloaded_file_is_refused(copy_of):
+    folder = copy_of("v15")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(FileNotFoundError, match="cannot be read.*fetch the checkpoint again"):
+        load(folder, device_map="cpu")
+
+
+def test_missing_weights_are_never_random(copy_of):
+    from safetensors.torch import save_file
+
+    folder = copy_of("next")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.mm_projector.2.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights, such as model.mm_projector.2.weight"):
+        load(folder, device_map="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": "int8"}, ValueError, "dtype must be float32"),
+        ({"quantization": "2bit"}, ValueError, "'8bit', '4bit' or None, got '2bit'"),
+        ({"layout": "rows"}, ValueError, "layout must be one of"),
+        ({"pruner": "hivpt"}, ValueError, "unknown pruner 'hivpt'"),
+        ({"attn_implementation": "fast"}, ValueError, "attn_implementation must be"),
+    ],
+)
+def test_bad_options_are_refused_before_any_weight_is_read(checkpoints, options, error, message):
+    with pytest.raises(error, match=message):
+        load(checkpoints("v15"), device_map="cpu", **options)
+
+
+def test_absent_packages_are_named(checkpoints):
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(ImportError, match=r"llava_hivtp\[flash\]"):
+            load(checkpoints("v15"), attn_implementation="flash_attention_2")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(ImportError, match="pip install bitsandbytes"):
+            load(checkpoints("v15"), quantization="4bit")
+
+
+def test_an_unknown_id_says_how_to_fetch_it():
+    with pytest.raises(FileNotFoundError, match="eval prefetch"):
+        load("nobody/llava-nothing")
