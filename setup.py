@@ -28,6 +28,6 @@ setup(
     },
     entry_points={
         "console_scripts": ["llava-hivtp=llava_hivtp.cli:main"],
-        "lmms_eval.models": ["llava_hivtp=llava_hivtp.lmms:MANIFEST"],
+        "lmms_eval.models": ["llava_hivtp=llava_hivtp.lmms:manifest"],
     },
 )

@@ -1,0 +1,52 @@
+"""The words around a question, as the checkpoint was trained to read them.
+
+A wrong template silently costs points on every benchmark.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates
+from llava.mm_utils import get_model_name_from_path
+
+
+def template_name(checkpoint: str, config: Any, override: str | None = None) -> str:
+    """LLaVA's template for a checkpoint: `override`, its config's `conv_template`, or by name.
+
+    Raises:
+        ValueError: if the override or the config names no template of LLaVA.
+    """
+    given = override or getattr(config, "conv_template", None)
+    if given is not None:
+        if given not in conv_templates:
+            raise ValueError(
+                f"unknown conv_template {given!r}; choose from {', '.join(sorted(conv_templates))}"
+            )
+        return given
+    name = get_model_name_from_path(str(checkpoint)).lower()
+    if "llama-2" in name:
+        return "llava_llama_2"
+    if "mistral" in name or "mistral" in config.model_type:
+        return "mistral_instruct"
+    return "chatml_direct" if "34b" in name else "vicuna_v1"
+
+
+def build_prompt(template: str, question: str, images: int) -> str:
+    """A first turn: image marks, unless the question places them itself, then the question.
+
+    Raises:
+        ValueError: if the question places another number of images.
+    """
+    placed = question.count(DEFAULT_IMAGE_TOKEN)
+    if not placed and images:
+        question = " ".join([DEFAULT_IMAGE_TOKEN] * images) + "\n" + question
+    elif placed != images:
+        raise ValueError(
+            f"the question has {placed} marks {DEFAULT_IMAGE_TOKEN} for {images} images: {question}"
+        )
+    conversation = conv_templates[template].copy()
+    conversation.append_message(conversation.roles[0], question)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation.get_prompt()

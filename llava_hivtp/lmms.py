@@ -1,0 +1,274 @@
+"""The lmms-eval model `llava_hivtp`: official tasks on a pruned LLaVA, nobody's file edited."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+    from PIL import Image
+
+_DEFAULTS = {"max_new_tokens": 1024, "num_beams": 1}
+_SAMPLING = ("temperature", "top_p", "top_k")  # without effect, and warned of, in greedy decoding
+
+
+def manifest() -> ModelManifest:
+    """What the entry point `lmms_eval.models` hands to lmms-eval."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("llava_hivtp", simple_class_path=f"{__name__}.{LlavaHIVTP.__name__}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One document of a task, read."""
+
+    question: str
+    options: dict[str, Any]  # generation settings
+    images: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, and how many tokens it took."""
+
+    text: str
+    generated: int  # tokens, the end mark included
+    patches: int = 0  # patch, merged and CLS tokens of its images in the language model
+    newlines: int = 0
+    total: int = 0  # patch tokens had nothing been pruned
+
+
+class Journal(Protocol):
+    """A memory of finished requests that outlives the process."""
+
+    def get(self, instance: Instance) -> Answer | None:
+        """The answer given before, if any."""
+
+    def add(self, finished: Sequence[tuple[Instance, Answer]]) -> None:
+        """Keep the answers of a batch for good."""
+
+
+class LlavaHIVTP(lmms):
+    """A LLaVA checkpoint with a pruner, answering lmms-eval's requests.
+
+    Unlike lmms-eval's own `llava` it honours `until` (lmms-eval gives every task one), leaves the
+    task's settings as they are, and lets an error fail the run instead of answering nothing.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        pruner: str = "none",
+        layout: str = "unpad",
+        dtype: str | None = None,
+        device_map: str | None = None,
+        attn_implementation: str = "sdpa",
+        quantization: str | None = None,
+        conv_template: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        max_batch_size: int | None = None,  # of lmms-eval's automatic batch size, not offered here
+        **arguments: Any,
+    ) -> None:
+        """Load a checkpoint; `arguments` are the pruner's, spelled as in `layers=7+8+9+10`."""
+        super().__init__()
+        from llava_hivtp.conversation import template_name
+        from llava_hivtp.loading import load
+        from llava_hivtp.pruners import build_pruner
+
+        self.batch_size = int(batch_size)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.tokenizer, self.image_processor, _ = load(
+            pretrained,
+            build_pruner(pruner, **arguments),
+            layout=layout,
+            dtype=dtype,
+            device_map=device_map or device or _own_gpu(),
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+        )
+        self.conv_template = template_name(pretrained, self.model.config, conv_template)
+        self.journal: Journal | None = None
+        self.answers: dict[tuple[str, int], Answer] = {}  # (task, doc_id), of the last evaluation
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model starts."""
+        return self.model.device
+
+    def clean(self) -> None:
+        """Keep the model, which lmms-eval would delete: it answers the next task too."""
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer every request; an error in one fails the run."""
+        recalled = self._recall(requests)
+        left = [i for i in range(len(requests)) if i not in recalled]
+        with self.progress(len(requests), len(recalled)) as bar:
+            for batch in self._batches(requests, left):
+                instances = [requests[i] for i in batch]
+                answers = self._answer_all([self.read(instance) for instance in instances])
+                if self.journal is not None:
+                    self.journal.add(list(zip(instances, answers, strict=True)))
+                recalled.update(zip(batch, answers, strict=True))
+                bar.update(len(batch))
+        ordered = [recalled[i] for i in range(len(requests))]
+        self.answers = {
+            (instance.args[4], instance.args[3]): answer
+            for instance, answer in zip(requests, ordered, strict=True)
+        }
+        return [GenerationResult(a.text, TokenCounts(output_tokens=a.generated)) for a in ordered]
+
+    def progress(self, total: int, done: int) -> Any:
+        """A bar over requests, with `update(n)`, as a context."""
+        return tqdm(total=total, initial=done, desc="answering", disable=self.rank != 0)
+
+    def read(self, instance: Instance) -> Request:
+        """Open the document behind a request; a broken image is an error that names it."""
+        question, options, doc_to_visual, doc_id, task, split = instance.args
+        try:
+            visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{task}: document {doc_id} cannot be read: {error}") from error
+        return Request(question, dict(options), tuple(v for v in visuals if v is not None))
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[Request], streamer: Any = None) -> list[Answer]:
+        """Answer a batch: requests of equal options, all of them with images or none."""
+        from llava_hivtp.images import prepare_images
+
+        options = dict(requests[0].options)
+        until = options.pop("until", [])
+        until = [until] if isinstance(until, str) else list(until)
+        images = [image for request in requests for image in request.images]
+        pixels, sizes = None, None
+        if images:
+            pixels, sizes = prepare_images(images, self.image_processor, self.model.config)
+        ids, mask = self._prompt_ids(requests)
+        output = self.model.generate(
+            ids,
+            attention_mask=mask,
+            pad_token_id=self._pad,
+            images=pixels,
+            image_sizes=sizes,
+            stopping_criteria=[_Stop(self.tokenizer, until)] if until else None,
+            streamer=streamer,
+            **_generation(options),
+        )
+        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
+        counts = self._image_tokens([len(request.images) for request in requests])
+        return [
+            Answer(_cut(text, until), self._length(row), *count)
+            for text, row, count in zip(texts, output.tolist(), counts, strict=True)
+        ]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse: the tasks of the paper all generate."""
+        raise NotImplementedError("llava_hivtp generates answers; it gives no loglikelihood")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse: the tasks of the paper have one round."""
+        raise NotImplementedError("llava_hivtp answers one round; multi-round tasks need another")
+
+    def _answer_all(self, requests: list[Request]) -> list[Answer]:
+        """Answer requests of equal options; those without an image by themselves."""
+        answers: dict[int, Answer] = {}
+        for seeing in (True, False):
+            group = [i for i, request in enumerate(requests) if bool(request.images) == seeing]
+            if group:
+                answers.update(zip(group, self.answer([requests[i] for i in group]), strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _recall(self, requests: Sequence[Instance]) -> dict[int, Answer]:
+        if self.journal is None:
+            return {}
+        found = {i: self.journal.get(instance) for i, instance in enumerate(requests)}
+        return {i: answer for i, answer in found.items() if answer is not None}
+
+    def _batches(self, requests: Sequence[Instance], left: list[int]) -> Iterator[list[int]]:
+        """Indices of requests that share options, longest questions first."""
+        groups: dict[str, list[int]] = {}
+        for i in left:
+            groups.setdefault(json.dumps(requests[i].args[1], sort_keys=True), []).append(i)
+        for group in groups.values():
+            group.sort(key=lambda i: -len(requests[i].args[0]))
+            for start in range(0, len(group), self.batch_size):
+                yield group[start : start + self.batch_size]
+
+    def _prompt_ids(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts padded on the left, (B, L), and where they are."""
+        from llava.constants import IMAGE_TOKEN_INDEX
+        from llava.mm_utils import tokenizer_image_token
+
+        from llava_hivtp.conversation import build_prompt
+
+        prompts = [build_prompt(self.conv_template, r.question, len(r.images)) for r in requests]
+        rows = [tokenizer_image_token(p, self.tokenizer, IMAGE_TOKEN_INDEX) for p in prompts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
+        return ids.to(self.device), mask.to(self.device)
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _length(self, row: list[int]) -> int:
+        """Tokens generated: up to the end mark, or to the padding behind a stop string."""
+        if self.tokenizer.eos_token_id in row:
+            return row.index(self.tokenizer.eos_token_id) + 1
+        while row and row[-1] == self._pad:
+            row = row[:-1]
+        return len(row)
+
+    def _image_tokens(self, images: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """(patches, newlines, total) of each request, which has so many images."""
+        kept = iter(self.model.kept if any(images) else ())
+        for count in images:
+            own = [next(kept) for _ in range(count)]
+            yield tuple(sum(getattr(i, n) for i in own) for n in ("patches", "newlines", "total"))
+
+
+class _Stop:
+    """Stop a row once one of its strings is there."""
+
+    def __init__(self, tokenizer: Any, strings: list[str]) -> None:
+        self.tokenizer, self.strings = tokenizer, strings
+        self.window = max(len(string.encode()) for string in strings) + 1  # a byte at least each
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        ends = self.tokenizer.batch_decode(ids[:, -self.window :], skip_special_tokens=True)
+        done = [any(string in end for string in self.strings) for end in ends]
+        return torch.tensor(done, device=ids.device)
+
+
+def _cut(text: str, until: list[str]) -> str:
+    for string in until:
+        text = text.partition(string)[0]
+    return text
+
+
+def _generation(options: dict[str, Any]) -> dict[str, Any]:
+    """A task's settings as `generate` takes them: greedy at temperature 0, as lmms-eval does."""
+    sample = (options.get("temperature") or 0) > 0
+    options = {k: v for k, v in options.items() if sample or k not in _SAMPLING}
+    return _DEFAULTS | options | {"do_sample": sample}
+
+
+def _own_gpu() -> str | None:
+    """The GPU of this process under torchrun or accelerate."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
