@@ -1,0 +1,281 @@
+"""The tables' YAML says what the paper prints, and a mistake in it is found with its line."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from eval.rows import (
+    BENCHMARKS,
+    ConfigError,
+    budget,
+    load_table,
+    select_rows,
+    select_tasks,
+    unit_path,
+    units,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+TABLES = ["table1", "table2", "table3"]
+
+# Sums over the printed tables, by column and by row, taken from a transcription of its own.
+COLUMN_SUMS = {
+    "table1": "retain 1042.8 tokens 6006 mme 30605.50 pope 1809.19 textvqa 909.09 mmb 1313.94 "
+    "sqa 1465.92 ocr 623.80 gqa 1245.91 ai2d 1147.53 ttft_ms 2011 throughput 527.09",
+    "table2": "retain 1045.2 tokens 27291 mme 30262.23 pope 1810.01 textvqa 1277.13 mmb 1385.31 "
+    "sqa 1644.59 ocr 993.84 gqa 1327.34 ai2d 1374.00 ttft_ms 5505 throughput 365.56",
+    "table3": "mme 13262.22 pope 866.26 ai2d 547.29",
+}
+ROW_SUMS = {
+    "table1": "2764.03 2563.52 2552.34 2514.49 2560.56 2538.82 2313.27 2327.45 2293.94 2345.05 "
+    "2355.20 2223.57 2251.67 2229.84 2228.60 2232.19 2073.56 2083.84 2066.96 2113.22 2075.65",
+    "table2": "5113.93 4373.25 4349.47 4099.71 4351.67 4258.05 3572.96 3582.49 3342.28 3573.38 "
+    "3565.16 3278.41 3297.53 3049.29 3263.87 3270.72 2839.84 2859.84 2551.22 2837.22 2850.92",
+    "table3": "1620.29 1623.27 1637.48 1549.07 141.02 1637.48 1618.43 1595.42 1637.48 1615.83",
+}
+
+
+def table(name):
+    return load_table(CONFIGS / f"{name}.yaml")
+
+
+def row(name, identity):
+    return next(row for row in table(name).rows if row.id == identity)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_printed_numbers_add_up_to_the_paper_s(name):
+    rows = [row for row in table(name).rows if row.printed]
+    words = COLUMN_SUMS[name].split()
+    for column, total in zip(words[::2], words[1::2], strict=True):
+        assert sum(row.printed.get(column, 0) for row in rows) == Decimal(total), column
+    assert [sum(row.printed.values()) for row in rows] == list(map(Decimal, ROW_SUMS[name].split()))
+
+
+def test_odd_numbers_stay_as_printed():
+    assert str(row("table1", "fopru-75").printed["gqa"]) == "53.41"
+    assert str(row("table1", "fopru-75").printed["ocr"]) == "31.00"
+    assert row("table1", "visionzip-40").printed["ttft_ms"] == 102
+    assert row("table1", "hired-40").printed["tokens"] == 230
+    assert str(row("table2", "hivtp-75").printed["retain"]) == "71.7"
+    assert "mme" not in row("table3", "regions-1").printed
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_only_rows_of_the_paper_have_printed_numbers(name):
+    rows = table(name).rows
+    columns = {BENCHMARKS[task].column for task in table(name).tasks}
+    columns |= {"retain", "tokens", "ttft_ms", "throughput"}
+    assert all(set(row.printed) == (columns if row.set == "paper" else set()) for row in rows)
+    assert sum(row.set == "paper" for row in rows) == 21
+    controls = {(row.pruner, row.block) for row in rows if row.set == "control"}
+    assert controls == {
+        (pruner, block) for pruner in ("random", "uniform", "avgpool") for block in (75, 50, 40, 25)
+    }
+
+
+@pytest.mark.parametrize(
+    ("identity", "kept"),
+    [
+        ("full", 576),
+        ("hivtp-75", 432),
+        ("hivtp-50", 288),
+        ("hivtp-40", 228),
+        ("hivtp-25", 144),
+        ("visionzip-75", 432),
+        ("visionzip-40", 230),
+        ("visionzip-25", 144),
+        ("fopru-40", 230),
+    ],
+)
+def test_budgets_are_those_of_the_paper(identity, kept):
+    assert budget(row("table1", identity), 576) == kept
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_budgets_agree_with_the_library_for_every_row(name):
+    pytest.importorskip("torch")
+    for row in table(name).rows:
+        kept = row.build().budget(1, 576)
+        assert kept <= budget(row, 576), row.id
+        # average pooling needs a grid: 20 x 21 of 432
+        assert kept == budget(row, 576) or row.pruner == "avgpool", row.id
+
+
+def test_arguments_reach_the_pruner_as_written():
+    pytest.importorskip("torch")
+    pruner = row("table3", "layers-20-23").build()
+    assert (pruner.r, pruner.k, pruner.c, tuple(pruner.layers)) == (2, 25, 2, (20, 21, 22, 23))
+    assert row("table3", "windows-none").build().c is None
+
+
+def test_an_argument_the_pruner_does_not_take_is_an_error_with_the_line():
+    pytest.importorskip("torch")
+    odd = replace(row("table1", "fopru-75"), arguments={"kep": 0.75})
+    with pytest.raises(ConfigError, match=r"table1\.yaml:\d+: row 'fopru-75': .*kep"):
+        odd.build()
+
+
+GOOD = """\
+title: T
+models: [some/model-7b]
+layout: unpad
+patches: 576
+tasks: [mme, pope]
+protocol: {mme: perception, pope: accuracy}
+rows:
+  - {id: full, pruner: none, block: 100}
+  - {id: fopru-50, pruner: fopru, keep: 0.5, block: 50,
+     printed: {mme: 1445.73, pope: 84.89}}
+  - {id: hivtp-50, pruner: hivtp, r: 2, k: 25, c: 2, block: 50}
+"""
+
+
+def load(tmp_path, text):
+    path = tmp_path / "t.yaml"
+    path.write_text(text)
+    return load_table(path)
+
+
+def test_the_yaml_of_the_next_test_is_good(tmp_path):
+    loaded = load(tmp_path, GOOD)
+    assert [row.id for row in loaded.rows] == ["full", "fopru-50", "hivtp-50"]
+    assert loaded.rows[1].arguments == {"keep": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("layout: unpad", "layuot: unpad", 3, "unknown key 'layuot'"),
+        ("layout: unpad", "layout: flat", 3, "layout must be one of"),
+        ("title: T\n", "", 1, "'title' is missing"),
+        ("patches: 576", "patches: many", 4, "patches must be a count"),
+        ("models: [some/model-7b]", "models: []", 2, "must be a list of names"),
+        ("tasks: [mme, pope]", "tasks: [mme, poppe]", 5, "unknown task 'poppe'; choose from"),
+        ("tasks: [mme, pope]", "tasks: []", 5, "tasks must be a list"),
+        ("tasks: [mme, pope]\n", "", 1, "'tasks' is missing"),
+        ("tasks: [mme, pope]", "tasks: [mme, pope, pope]", 5, "two tasks for the column 'pope'"),
+        (", pope]\nprotocol: {mme: perception, pope: accuracy}",
+         "]\nprotocol: {mme: perception}", 10, "no task of the table fills 'pope'"),
+        ("mme: perception", "mme: total", 6, "its task measures 'perception'"),
+        (", pope: accuracy", "", 6, "'pope' is missing"),
+        ("pope: 84.89", "poppe: 84.89", 10, "unknown column 'poppe'"),
+        ("pope: 84.89", "pope: n/a", 10, "must be a number"),
+        ("pope: 84.89", "pope: .nan", 10, "is no number"),
+        ("keep: 0.5,", "keep: 0.51,", 9, "may keep 293 of 576 tokens"),
+        ("k: 25", "k: 26", 11, "its block of 50 % allows 288"),
+        ("c: 2,", "c: 1,", 11, "may keep 720"),
+        ("c: 2,", "c: 5,", 11, "c=5 must be given and divide the grid's side 24"),
+        ("r: 2,", "", 11, "r=0 must be given"),
+        ("block: 100", "block: full", 8, "block is r_max in percent"),
+        (", block: 100", "", 8, "a row needs 'block'"),
+        ("id: hivtp-50", "id: fopru-50", 11, "row 'fopru-50' is there twice"),
+        ("id: hivtp-50", "id: 7", 11, "must fit"),
+        ("id: hivtp-50", "id: paper", 11, "be no set"),
+        ("c: 2,", "c: 2, set: ours,", 11, "set must be one of"),
+        ("c: 2,", "c: 2, c: 3,", 11, "'c' is there twice"),
+        ("rows:", "rows: [", 8, ""),
+        ("rows:\n", "rows: all\nmore:\n", 8, "unknown key 'more'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_an_error_with_its_line(tmp_path, old, new, line, message):
+    assert old in GOOD
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD.replace(old, new))
+    assert f"t.yaml:{line}: " in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_missing_or_empty_file_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_table(tmp_path / "nothing.yaml")
+    with pytest.raises(ConfigError, match="a table is a mapping"):
+        load(tmp_path, "")
+
+
+def test_the_model_can_be_replaced():
+    assert table("table2").model == "liuhaotian/llava-v1.6-vicuna-7b"
+    other = load_table(CONFIGS / "table2.yaml", "liuhaotian/llava-v1.6-mistral-7b")
+    assert other.model in other.models
+    assert other.rows == table("table2").rows
+
+
+def test_settings_shared_by_two_tables_are_evaluated_once():
+    def paths(name):
+        return {unit.path for unit in units(table(name), "out")}
+
+    # the unpruned row and HIVTP at 50 %, three tasks each
+    assert len(paths("table1") & paths("table3")) == 6
+    assert len(paths("table3")) == 3 * (len(table("table3").rows) - 2)
+    assert not paths("table1") & paths("table2")
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_different_rows_never_share_a_result(name):
+    loaded = table(name)
+    assert len(units(loaded, "out")) == len(loaded.rows) * len(loaded.tasks)
+
+
+def test_what_shapes_a_result_shapes_its_path():
+    base = row("table1", "hivtp-50")
+    same = replace(base, id="other", block=75, where="", printed={})
+    assert unit_path("o", "m", base, "mme") == unit_path("o", "m", same, "mme")
+    reordered = replace(base, arguments=dict(reversed(base.arguments.items())))
+    assert unit_path("o", "m", base, "mme") == unit_path("o", "m", reordered, "mme")
+    others = [
+        unit_path("o", "m", base, "mme"),
+        unit_path("o", "m", base, "mme", limit=8),
+        unit_path("o", "m", base, "pope"),
+        unit_path("o", "n", base, "mme"),
+        unit_path("o", "m", replace(base, layout="mosaic"), "mme"),
+        unit_path("o", "m", replace(base, pruner="mine:HIVTP"), "mme"),
+        unit_path("o", "m", replace(base, arguments={**base.arguments, "k": 24}), "mme"),
+        unit_path("o", "m", replace(base, arguments={**base.arguments, "fill": True}), "mme"),
+    ]
+    assert len(set(others)) == len(others)
+    assert others[0].parts[:2] == ("o", "m")
+
+
+def test_a_checkpoint_has_one_folder_on_a_hub_and_on_a_disk():
+    base = row("table1", "full")
+    hub = unit_path("o", "liuhaotian/llava-v1.5-7b", base, "mme")
+    assert hub == unit_path("o", "/data/llava-v1.5-7b/", base, "mme")
+
+
+def test_rows_are_chosen_by_id_pattern_number_and_set():
+    loaded = table("table1")
+
+    def chosen(names):
+        return [row.id for row in select_rows(loaded, names)]
+
+    assert chosen(None) == chosen("") == [row.id for row in loaded.rows]
+    assert chosen("hivtp-50 full") == ["full", "hivtp-50"]
+    assert chosen("hivtp-*") == ["hivtp-75", "hivtp-50", "hivtp-40", "hivtp-25"]
+    assert chosen("1,2") == ["full", "fopru-75"]
+    assert len(chosen("paper,control")) == 33
+    with pytest.raises(ConfigError, match="no row 'hivpt-50'; choose from full"):
+        chosen("full,hivpt-50")
+
+
+def test_tasks_are_chosen_by_name_and_column():
+    loaded = table("table1")
+    assert select_tasks(loaded, "mmb,mme") == ("mme", "mmbench_en_dev_static")
+    assert select_tasks(loaded) == loaded.tasks
+    with pytest.raises(ConfigError, match="no task 'vqav2'"):
+        select_tasks(loaded, "vqav2")
+
+
+def test_tables_are_read_without_torch():
+    code = (
+        "import sys, eval.table, eval.claims, eval.status\n"
+        f"eval.table.load_table({str(CONFIGS / 'table1.yaml')!r})\n"
+        "print(sorted({'torch', 'llava', 'transformers', 'lmms_eval', 'llava_hivtp'}"
+        " & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout == "[]\n", found.stderr

@@ -1,0 +1,335 @@
+"""A table shows what is stored, marks what is missing and refuses to mix."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stored import store_result, store_timing
+from typer.testing import CliRunner
+
+from eval import store
+from eval.__main__ import app
+from eval.results import MixedResults, collect
+from eval.rows import load_table, select_rows, unit_path
+from eval.table import Format, render
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SMALL = """\
+title: Small
+models: [lab/tiny-7b, lab/tiny-next]
+layout: unpad
+patches: 576
+device: NVIDIA A40
+tasks: [pope, gqa]
+protocol: {pope: accuracy, gqa: testdev balanced}
+rows:
+  - {id: full, pruner: none, block: 100, printed: {tokens: 576, pope: 90.00, gqa: 60.0, ttft_ms: 140}}
+  - {id: fopru, pruner: fopru, keep: 0.5, block: 50, printed: {pope: 80.50, gqa: 50.00, ttft_ms: 100}}
+  - {id: hivtp, pruner: hivtp, r: 2, k: 25, c: 2, block: 50,
+     printed: {tokens: 282, pope: 85.10, gqa: 50.00, ttft_ms: 92}}
+  - {id: random, pruner: random, keep: 0.5, block: 50, set: control}
+"""  # noqa: E501
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return load_table(path)
+
+
+def right(share, of=200):
+    return [1.0] * round(share * of) + [0.0] * (of - round(share * of))
+
+
+def fill(table, out, **scores):
+    """Store pope and gqa of the rows named, given their shares of right answers."""
+    rows = {row.id: row for row in table.rows}
+    for name, shares in scores.items():
+        for task, share in zip(("pope", "gqa"), shares, strict=True):
+            patches = 576 if name == "full" else 288
+            store_result(out, table, rows[name], task, right(share), patches=patches)
+
+
+def show(table, out, rows=None, format=Format.md, **options):
+    return render([collect(table, select_rows(table, rows), out, **options)], format)
+
+
+def lines_of(text, method):
+    """Cells of a method in a Markdown table, by source."""
+    found, name = {}, None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and len(cells) > 3:
+            name = cells[1] or name
+            if name == method:
+                found[cells[2]] = cells[3:]
+    return found
+
+
+def test_with_nothing_run_the_paper_is_printed_and_ours_is_missing(tmp_path):
+    table = load_table(CONFIGS / "table1.yaml")
+    text = show(table, tmp_path)
+    hivtp = lines_of(text, "HIVTP (r=2, k=50, c=2)")
+    assert set(hivtp["ours"]) == {"-"}
+    assert hivtp["paper"][:2] == ["70.1", "404"]
+    assert hivtp["paper"][2:6] == ["**1512.41**", "**87.20**", "**45.44**", "**65.03**"]
+    assert hivtp["paper"][6:9] == ["69.89", "**31.40**", "**61.42**"]
+    assert hivtp["paper"][9:] == ["**54.98**", "**114**", "**22.95**"]
+    assert "Δ" not in hivtp
+    assert set(lines_of(text, "random (control)")) == {"ours"}
+    printed = [row for row in table.rows if row.printed]
+    assert text.count("| paper |") == len(printed)
+    for row in printed:
+        for number in row.printed.values():
+            assert re.search(rf"[ *]{re.escape(str(number))}[ *]", text), (row.id, number)
+
+
+def test_ours_stands_beside_the_paper_s_with_the_difference(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
+    found = lines_of(show(small, tmp_path), "HIVTP (r=2, k=25, c=2)")
+    # r_retain, tokens, POPE, GQA, TTFT
+    assert found["ours"][:2] == ["50.0", "288"]
+    assert found["ours"][2].startswith("86.00 ± ")
+    assert found["paper"][2:4] == ["**85.10**", "**50.00**"]
+    assert found["Δ"] == ["-", "+6", "+0.90", "+0.00", "-"]
+
+
+def test_the_best_of_each_block_is_bold_and_ties_share_it(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.9), hivtp=(0.86, 0.5), random=(0.86, 0.4), fopru=(0.7, 0.3))
+    text = show(small, tmp_path)
+
+    def bold(method, source):
+        return [cell.startswith("**") for cell in lines_of(text, method)[source][2:4]]
+
+    assert bold("HIVTP (r=2, k=25, c=2)", "ours") == [True, True]
+    assert bold("random (control)", "ours") == [True, False]
+    assert bold("FoPru", "ours") == [False, False]
+    assert bold("nothing pruned", "ours") == [False, False]
+    assert bold("FoPru", "paper") == [False, True]  # 50.00 twice
+    assert bold("HIVTP (r=2, k=25, c=2)", "paper") == [True, True]
+
+
+def test_the_lowest_time_is_the_best(small, tmp_path):
+    rows = {row.id: row for row in small.rows}
+    for name, time in {"full": 10, "fopru": 30, "hivtp": 20}.items():
+        for task in small.tasks:
+            store_timing(tmp_path, small, rows[name], task, ttft_ms=time, throughput=1000 / time)
+    text = show(small, tmp_path)
+    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"][-2:] == ["**20.0**", "**50.00**"]
+    assert lines_of(text, "FoPru")["ours"][-2:] == ["30.0", "33.33"]
+    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["Δ"][-2] == "-72.0"
+
+
+def test_counts_are_means_over_requests_then_over_tasks(small, tmp_path):
+    hivtp = small.rows[2]
+    store_result(tmp_path, small, hivtp, "pope", right(0.5, 10), patches=270, newlines=12)
+    store_result(tmp_path, small, hivtp, "gqa", right(0.5, 1000), patches=290, newlines=14)
+    found = lines_of(show(small, tmp_path), "HIVTP (r=2, k=25, c=2)")["ours"]
+    assert found[:3] == ["48.6", "280", "13"]
+
+
+def test_a_mean_over_some_tasks_says_so_and_is_not_compared(small, tmp_path):
+    store_result(tmp_path, small, small.rows[2], "pope", right(0.86))
+    found = lines_of(show(small, tmp_path), "HIVTP (r=2, k=25, c=2)")
+    assert found["ours"][:2] == ["50.0 (1/2)", "288 (1/2)"]
+    assert found["Δ"] == ["-", "-", "+0.90", "-", "-"]
+
+
+def test_rows_of_different_protocols_are_refused_with_the_difference(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6))
+    store_result(tmp_path, small, small.rows[2], "pope", right(0.8), protocol={"dtype": "float32"})
+    with pytest.raises(MixedResults) as error:
+        show(small, tmp_path)
+    assert "dtype: float16 (full); float32 (hivtp)" in str(error.value)
+    assert "lmms_eval" not in str(error.value)
+    show(small, tmp_path, rows="full,fopru")  # without the odd row it stands
+
+
+def test_what_only_one_row_records_is_a_difference(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6))
+    store_result(tmp_path, small, small.rows[2], "pope", right(0.8), protocol={"backend": "pil"})
+    with pytest.raises(MixedResults, match=r"backend: not recorded \(full\); pil \(hivtp\)"):
+        show(small, tmp_path)
+
+
+def test_task_versions_may_differ_between_tasks_but_not_between_rows(small, tmp_path):
+    full, fopru, *_ = small.rows
+    store_result(tmp_path, small, full, "pope", right(0.8), protocol={"task": {"version": 1}})
+    store_result(tmp_path, small, full, "gqa", right(0.8), protocol={"task": {"version": 2}})
+    store_result(tmp_path, small, fopru, "gqa", right(0.8), protocol={"task": {"version": 2}})
+    text = show(small, tmp_path)
+    assert "gqa version 2; lmms_eval 0.7.3; pope version 1" in text
+    store_result(tmp_path, small, fopru, "pope", right(0.8), protocol={"task": {"version": 2}})
+    with pytest.raises(MixedResults, match=r"pope version: 1 \(full\); 2 \(fopru\)"):
+        show(small, tmp_path)
+
+
+def test_timings_have_a_protocol_of_their_own(small, tmp_path):
+    full, fopru, *_ = small.rows
+    for row in (full, fopru):
+        store_result(tmp_path, small, row, "pope", right(0.8), protocol={"batch": 16})
+        store_timing(tmp_path, small, row, "pope", 100, 20)
+    assert "timing batch 1" in show(small, tmp_path)
+    store_timing(tmp_path, small, fopru, "pope", 100, 20, protocol={"batch": 4})
+    with pytest.raises(MixedResults, match="timing results .*(\n.*)*batch: 1"):
+        show(small, tmp_path)
+
+
+def test_a_difference_of_provenance_is_listed_not_refused(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6))
+    provenance = {"commit": "def5678", "device": "NVIDIA H100", "versions": {"torch": "2.14.0"}}
+    store_result(tmp_path, small, small.rows[2], "pope", right(0.8), provenance=provenance)
+    text = show(small, tmp_path)
+    assert "commit abc1234, def5678" in text
+    assert "device NVIDIA A40, NVIDIA H100" in text
+    assert "torch version 2.13.0, 2.14.0" in text
+
+
+def test_times_of_two_devices_never_share_a_table(small, tmp_path):
+    _, fopru, hivtp, _ = small.rows
+    for task in small.tasks:
+        store_timing(tmp_path, small, fopru, task, 50, 40, device="NVIDIA H100")
+        store_timing(tmp_path, small, hivtp, task, 92, 20, device="NVIDIA A40")
+    text = show(small, tmp_path)
+    assert lines_of(text, "FoPru")["ours"][-1] == "-"
+    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"][-1] == "-"
+    assert "Times were taken on NVIDIA A40; NVIDIA H100: choose with --device." in text
+    chosen = show(small, tmp_path, device="A40")
+    assert lines_of(chosen, "HIVTP (r=2, k=25, c=2)")["ours"][-2:] == ["92.0", "20.00"]
+    assert lines_of(chosen, "FoPru")["ours"][-2:] == ["-", "-"]
+    # another device than the paper's: times, but no difference to the paper's
+    other = show(small, tmp_path, device="H100")
+    assert lines_of(other, "FoPru")["ours"][-2:] == ["50.0", "40.00"]
+    assert "Δ" not in lines_of(other, "FoPru")
+    assert "so no difference is given" in other
+
+
+def test_a_dry_run_is_shown_apart_and_never_fills_a_table(small, tmp_path):
+    for task in small.tasks:
+        store_result(tmp_path, small, small.rows[2], task, right(0.5, 8), limit=8)
+    assert set(lines_of(show(small, tmp_path), "HIVTP (r=2, k=25, c=2)")["ours"]) == {"-"}
+    dry = show(small, tmp_path, limit=8)
+    assert dry.startswith("## DRY RUN over 8 documents per task, no result:")
+    found = lines_of(dry, "HIVTP (r=2, k=25, c=2)")
+    assert found["ours"][2].startswith("50.00")
+    assert set(found) == {"ours"}
+    assert "**" not in dry
+
+
+def test_the_paper_s_numbers_are_not_compared_with_another_model(small, tmp_path):
+    other = load_table(small.path, "elsewhere/tiny-random")
+    fill(other, tmp_path, hivtp=(0.86, 0.5))
+    text = show(other, tmp_path)
+    assert set(lines_of(text, "HIVTP (r=2, k=25, c=2)")) == {"ours", "paper"}
+    assert "about lab/tiny-7b, so no difference is given" in text
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no tokens", "score null"])
+def test_a_damaged_result_is_missing(small, tmp_path, damage):
+    fill(small, tmp_path, hivtp=(0.86, 0.5))
+    path = unit_path(tmp_path, small.model, small.rows[2], "pope")
+    whole = path.read_text()
+    damaged = {
+        "empty": "",
+        "cut": whole[: len(whole) // 2],
+        "no tokens": whole.replace('"tokens"', '"tokns"'),
+        "score null": whole.replace('"score": 86.0', '"score": null'),
+    }[damage]
+    assert damaged != whole
+    path.write_text(damaged)
+    found = lines_of(show(small, tmp_path), "HIVTP (r=2, k=25, c=2)")["ours"]
+    assert found[2] == "-"
+    assert found[3].startswith("**50.00**") or found[3].startswith("50.00")
+
+
+def test_samples_that_contradict_the_score_give_no_interval(small, tmp_path):
+    hivtp = small.rows[2]
+    store_result(tmp_path, small, hivtp, "pope", right(0.86), score=85.0)
+    text = show(small, tmp_path)
+    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"][2] == "85.00"
+    assert "hivtp, pope: the samples add up to 86.00, the score is 85.00" in text
+
+
+def test_rows_are_tested_against_the_unpruned_row(small, tmp_path):
+    full, _, hivtp, _ = small.rows
+    before = right(0.9)
+    after = [0.0] * 20 + before[20:]
+    answers = ["no"] * 20 + ["yes" if r else "no" for r in before[20:]]
+    answers[-1] = "maybe"  # as wrong as before, and another answer
+    store_result(tmp_path, small, full, "pope", before)
+    store_result(tmp_path, small, hivtp, "pope", after, answers=answers)
+    tests = show(small, tmp_path, rows="hivtp").split("\n\n")[3]  # the reference is not shown
+    assert re.search(r"\| -10.00 \(p < 0.001\), 89.5 % +\| +- \|", tests)
+
+
+def test_csv_has_every_cell_with_what_is_known_about_it(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
+    cells = {
+        (cell["row"], cell["column"]): cell
+        for cell in csv.DictReader(io.StringIO(show(small, tmp_path, format=Format.csv)))
+    }
+    assert len(cells) == 4 * 5
+    cell = cells["hivtp", "pope"]
+    assert (cell["ours"], cell["paper"], cell["delta"]) == ("86.00", "85.10", "+0.90")
+    assert float(cell["difference"]) == pytest.approx(-4)
+    # eight documents were lost, none won
+    assert float(cell["p_value"]) == pytest.approx(2 * 0.5**8)
+    values = right(0.86)
+    half = 1.9720 * np.std(values, ddof=1) / np.sqrt(200) * 100
+    assert float(cell["half_width"]) == pytest.approx(half, abs=0.01)
+    assert cells["random", "pope"]["ours"] == cells["random", "pope"]["paper"] == "-"
+
+
+def test_latex_escapes_and_balances(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
+    text = show(small, tmp_path, format=Format.latex)
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    begun = [line for line in body if line.startswith(r"\begin{tabular}")]
+    assert len(begun) == body.count(r"\end{tabular}") == 2
+    for line in body:
+        if line.endswith(r"\\"):
+            assert line.count(" & ") in (4, 7)  # names, then two benchmarks or five columns
+        assert not re.search(r"(?<!\\)[%_]|[±Δ]", line)
+    assert r"\textbf{86.00} $\pm$" not in text  # alone in its block, it beats nobody
+    assert r"\textbf{85.10}" in text
+
+
+def test_the_second_checkpoint_is_shown_once_it_has_results(small, tmp_path):
+    def run():
+        return CliRunner().invoke(app, ["table", str(small.path), "--out", str(tmp_path)])
+
+    assert "tiny-next" not in run().stdout
+    fill(load_table(small.path, "lab/tiny-next"), tmp_path, full=(0.9, 0.6))
+    text = run().stdout
+    assert "## Small (lab/tiny-7b)" in text
+    assert "## Small (lab/tiny-next)" in text
+
+
+def test_a_bad_table_ends_with_one_line_and_a_status(small, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(SMALL.replace("keep: 0.5", "keep: 0.6"))
+    for command in ("table", "status"):
+        result = CliRunner().invoke(app, [command, str(bad), "--out", str(tmp_path)])
+        assert result.exit_code == 1
+        assert f"{bad}:10: row 'fopru' may keep 345" in result.output
+
+
+def test_status_names_every_state_and_the_reason(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6))
+    rows = {row.id: row for row in small.rows}
+    store_timing(tmp_path, small, rows["full"], "pope", 100, 20)
+    failed = unit_path(tmp_path, small.model, rows["fopru"], "gqa")
+    store.write_json_atomic(store.beside(failed, "failed.json"), {"error": "out of memory"})
+    running = unit_path(tmp_path, small.model, rows["hivtp"], "pope")
+    with store.locked(running):
+        result = CliRunner().invoke(app, ["status", str(small.path), "--out", str(tmp_path)])
+    assert "8 units, 2 done, 1 running, 1 failed, 4 missing; 1 timed" in result.stdout
+    lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
+    assert lines["full"] == ["done", "done"]
+    assert lines["fopru"] == ["-", "failed"]
+    assert lines["hivtp"] == ["running", "-"]
+    assert "fopru, gqa: out of memory" in result.stdout
