@@ -331,11 +331,16 @@ FAMILIES: dict[str, dict[Family, float]] = {
     "sign": {read: 3, read_bare: 3, word_is: 2, exists: 1, color_of: 1},
     "diagram": {arrow_choice: 2, letter_choice: 2, box_color_choice: 2, box_choice: 2},
 }  # fmt: skip
+EASY = (exists, exists_pair, color_of, shape_of, color_is, side_of)  # looked up in one step
 
 
-def ask(rng: random.Random, picture: Picture, kind: str, number: int) -> list[Question]:
+def ask(
+    rng: random.Random, picture: Picture, kind: str, number: int, easy: bool = False
+) -> list[Question]:
     """Ask up to `number` different questions that suit the kind of picture."""
     families = FAMILIES[kind]
+    if easy:
+        families = {f: w for f, w in families.items() if f in EASY or kind != "scene"}
     drawn = rng.choices(list(families), list(families.values()), k=3 * number)
     questions: dict[tuple[str, tuple[str, ...]], Question] = {}
     for family in drawn:

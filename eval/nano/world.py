@@ -19,9 +19,8 @@ COLORS = {
 NUMBERS = ("one", "two", "three", "four")
 ORDINALS = ("first", "second", "third", "fourth")
 CHARACTERS = string.digits + string.ascii_uppercase
-BOX_LETTERS = (
-    "EFGHJKLMNPRSTUVWXYZ"  # A to D name the options of a question, I and O look like digits
-)
+# A to D name the options of a question, I, O and Q look like other characters.
+BOX_LETTERS = "EFGHJKLMNPRSTUVWXYZ"
 
 _LEXICON = """
 ARM ART AXE BAG BAR BAT BAY BED BEE BELL BIKE BIRD BOAT BONE BOOK BOOT BOWL BOX BUS CAFE CAKE
