@@ -1,0 +1,50 @@
+"""FoPru: keep what the penultimate layer attends to, by patch or by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llava_hivtp.importance import received_attention
+from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, finite, keep_indices, share
+from llava_hivtp.vision import KeptTokens, VisionFeatures, grid_side
+
+STRATEGIES = ("rank", "row")
+
+
+@dataclass
+class FoPru(ScorePruner):
+    """Focal pruning by attention received in the encoder (arXiv 2411.14164).
+
+    `rank` keeps the floor(keep * N) best patches of a tile, `row` its floor(keep * n) best rows
+    whole. No code was released; that the CLS query counts is how HIVTP describes the score.
+    """
+
+    layers: tuple[int, ...] = PaperLayers((23,))
+    strategy: str = "rank"  # or "row"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {STRATEGIES}, got {self.strategy!r}")
+
+    def score(self, features: VisionFeatures) -> Tensor:
+        """Mean attention received, (T, N); under `row` that of the patch's whole row."""
+        scores = received_attention(features, self.layers)
+        if self.strategy == "rank":
+            return scores
+        rows = scores.unflatten(1, (features.n, features.n))
+        return rows.mean(2, keepdim=True).expand_as(rows).flatten(1)
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Keep the best patches or rows of every tile; ties go to the lowest index."""
+        count = self.budget(1, features.n_patches)
+        return keep_indices(features, best(finite(self.score(features)), count))
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """floor(keep * N) in every tile, or floor(keep * n) rows of n patches."""
+        if self.strategy == "rank":
+            return super().budget(n_tiles, n_patches)
+        n = grid_side(n_patches)
+        return n_tiles * share(self.keep, n) * n
