@@ -1,0 +1,122 @@
+"""VisionZip: what CLS attends to, and the rest merged into a few tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from llava_hivtp.importance import cls_attention
+from llava_hivtp.pruners.base import PaperLayers, Pruner, best, check_share, finite, share
+from llava_hivtp.vision import KeptTokens, VisionFeatures
+
+
+@dataclass
+class VisionZip(Pruner):
+    """Dominant and contextual tokens (arXiv 2412.04467).
+
+    Dominant are CLS and the patches it attends to most. Of the others every step-th, step =
+    floor(M / contextual), becomes a contextual token: the others most alike to it by their keys,
+    averaged over heads, are averaged and added to it. Give `dominant` and `contextual` per tile,
+    or `keep`, which splits K = floor(keep * N) 54 to 10 as the authors do.
+
+    Order: [CLS, dominant, contextual] of the base tile; of the other tiles all dominant patches,
+    all CLS, all contextual tokens. Released code and ours agree but for precision (float32 here).
+    """
+
+    layers: tuple[int, ...] = PaperLayers((23,))
+    keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
+    dominant: int | None = None  # patches chosen by attention, and CLS
+    contextual: int | None = None
+
+    def __post_init__(self) -> None:
+        check_share("keep", self.keep)
+        if len(self.layers) != 1:
+            raise ValueError(f"layers must be one layer, got {self.layers}")
+        if (self.dominant is None) != (self.contextual is None):
+            raise ValueError(
+                f"give both dominant and contextual, or keep alone; got dominant={self.dominant}, "
+                f"contextual={self.contextual}"
+            )
+        if self.dominant is None:
+            return
+        if self.keep != 1:
+            raise ValueError(f"give dominant and contextual, or keep={self.keep}, not both")
+        for name, value, least in (
+            ("dominant", self.dominant, 1),
+            ("contextual", self.contextual, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+
+    def split(self, n_patches: int) -> tuple[int, int]:
+        """Dominant tokens, CLS included, and contextual tokens of a tile."""
+        if self.dominant is not None:
+            dominant, contextual = self.dominant, self.contextual
+        else:
+            count = share(self.keep, n_patches)
+            contextual = int(Fraction(count * 10, 64) + Fraction(1, 2))
+            dominant = count - contextual
+        if dominant + contextual > 1 + n_patches:
+            raise ValueError(
+                f"dominant={dominant} and contextual={contextual} do not fit the {1 + n_patches} "
+                "tokens of a tile; lower their sum"
+            )
+        return dominant, contextual
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Dominant and contextual tokens of every tile."""
+        dominant, contextual = self.split(features.n_patches)
+        attention = finite(cls_attention(features, *self.layers))
+        patch = best(attention, dominant - 1)
+        rest = best(
+            torch.ones_like(attention).scatter_(1, patch, 0), features.n_patches + 1 - dominant
+        )
+        merged = _merge(_rows(features.tokens, rest), self._metric(features, rest), contextual)
+        tokens = [features.cls[:, None], _rows(features.tokens, patch), merged]
+        return _in_order(torch.cat(tokens, 1), patch)
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """`dominant` + `contextual`, or floor(keep * N), in every tile."""
+        return n_tiles * sum(self.split(n_patches))
+
+    def _metric(self, features: VisionFeatures, rest: Tensor) -> Tensor:
+        """Directions of the keys of the patches `rest`, (T, M, Dh)."""
+        (layer,) = self.layers
+        return normalize(_rows(features.keys[layer].float().mean(1)[:, 1:], rest), dim=-1)
+
+
+def _rows(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows (T, K) of (T, N, D)."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def _merge(tokens: Tensor, metric: Tensor, count: int) -> Tensor:
+    """Merge (T, M, D) tokens into `count` targets by likeness of their metric."""
+    if not count:
+        return tokens[:, :0]
+    index = torch.arange(tokens.shape[1], device=tokens.device)
+    step = tokens.shape[1] // count
+    is_target = (index % step == 0) & (index < step * count)
+    target, other = index[is_target], index[~is_target]
+    likeness = metric[:, other] @ metric[:, target].transpose(1, 2)
+    chosen = one_hot(likeness.argmax(2), count).float()  # (T, M - count, count)
+    sums = chosen.transpose(1, 2) @ tokens[:, other].float()
+    means = sums / chosen.sum(1).clamp(min=1)[..., None]
+    return (tokens[:, target].float() + means).to(tokens.dtype)
+
+
+def _in_order(tokens: Tensor, patch: Tensor) -> KeptTokens:
+    """Lay out the (T, 1 + dominant patches + contextual, D) tokens of all tiles."""
+    tiles, count = tokens.shape[:2]
+    place = patch.new_full((tiles, count), -1)
+    place[:, 1 : 1 + patch.shape[1]] = patch
+    group = torch.full_like(place, 3)  # after the base tile (0): dominant 1, CLS 2, contextual 3
+    group[:, 0] = 2
+    group[place >= 0] = 1
+    group[0] = 0
+    order = group.flatten().argsort(stable=True)
+    return KeptTokens(tokens.flatten(0, 1)[order], order // count, place.flatten()[order])
