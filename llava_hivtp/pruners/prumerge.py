@@ -1,0 +1,127 @@
+"""PruMerge and PruMerge+: patches CLS attends to, each merged with those like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from llava_hivtp.importance import cls_attention
+from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, finite, share
+from llava_hivtp.vision import KeptTokens, VisionFeatures
+
+NEIGHBOURS = 32  # tokens merged into each centre
+
+
+@dataclass
+class PruMerge(ScorePruner):
+    """Prune and merge by the last layer's CLS attention, all heads as one (arXiv 2403.15388).
+
+    Of K = floor(keep * N) tokens of a tile, K - 1 are centres: the patches CLS attends to most,
+    in falling order. To each, the 32 others most alike by their keys are added, weighted by
+    attention (not normalised, the centre by 1). The last token sums up all that is no centre.
+    With `adaptive`, outliers are the centres: attention above Q3 + 1.5 (Q3 - Q1) of the tile, at
+    most K - 1 of them. Merged tokens have no place: `patch` is -1, tiles follow one another.
+
+    Where we differ from the released code: it takes the quartiles over the whole batch.
+    """
+
+    layers: tuple[int, ...] = PaperLayers((24,))
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.layers) != 1:
+            raise ValueError(f"layers must be one layer, got {self.layers}")
+
+    def score(self, features: VisionFeatures) -> Tensor:
+        """Attention of CLS with all heads joined to one, (T, N)."""
+        return cls_attention(_joined(features), *self.layers)
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Merged tokens, tile by tile, the sum of the rest last in each."""
+        most = self.budget(1, features.n_patches) - 1
+        features = _joined(features)
+        attention = finite(cls_attention(features, *self.layers))
+        outliers = _outliers(attention)
+        (layer,) = self.layers
+        keys = normalize(features.keys[layer][:, 0, 1:].float(), dim=-1)
+        tokens = [
+            _merge(tile, weight, key, self.centres(weight, count, most))
+            for tile, weight, key, count in zip(
+                features.tokens.float(), attention, keys, outliers, strict=True
+            )
+        ]
+        counts = torch.tensor([len(merged) for merged in tokens], device=attention.device)
+        tile = torch.arange(len(tokens), device=attention.device).repeat_interleave(counts)
+        merged = torch.cat(tokens).to(features.tokens.dtype)
+        return KeptTokens(merged, tile, torch.full_like(tile, -1))
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """floor(keep * N) in every tile."""
+        count = share(self.keep, n_patches)
+        if count < 2:
+            raise ValueError(
+                f"keep={self.keep} of {n_patches} patches is one token; {type(self).__name__} "
+                f"needs a centre and the rest: at least keep={2 / n_patches:.4g}"
+            )
+        return n_tiles * count
+
+    def centres(self, attention: Tensor, outliers: int, most: int) -> Tensor:
+        """Centres of a tile with (N,) attention, in the order they are returned."""
+        order = attention.argsort(descending=True, stable=True)
+        return order[: min(outliers, most) if self.adaptive else most]
+
+
+@dataclass
+class PruMergePlus(PruMerge):
+    """PruMerge with evenly spaced patches as further centres (arXiv 2403.15388).
+
+    Outliers, at most floor((K - 1) / 2), come first; the other centres are spread evenly over the
+    remaining patches so that K tokens come out. The authors' fixed ratio works for few ratios.
+    With `adaptive`, every s-th patch joins, s = floor(floor(N / outliers) / 3), as in the released
+    code, unless that exceeds K tokens. Without any outlier, where that code divides by zero, the
+    first patch joins alone; the last patch, which it never reaches, may join.
+    """
+
+    def centres(self, attention: Tensor, outliers: int, most: int) -> Tensor:
+        """Outliers by falling attention, then evenly spaced patches."""
+        order = attention.argsort(descending=True, stable=True)
+        found = order[: min(outliers, most if self.adaptive else most // 2)]
+        index = torch.arange(len(order), device=order.device)
+        rest = index[~torch.isin(index, found)]
+        if self.adaptive:
+            step = max(1, len(order) // outliers // 3) if outliers else len(order)
+            even = rest[rest % step == 0]
+            if len(found) + len(even) <= most:
+                return torch.cat([found, even])
+        count = most - len(found)
+        middles = 2 * torch.arange(count, device=order.device) + 1
+        return torch.cat([found, rest[middles * len(rest) // max(1, 2 * count)]])
+
+
+def _joined(features: VisionFeatures) -> VisionFeatures:
+    """The same features with all heads side by side as one."""
+    queries, keys = (
+        {layer: heads.transpose(1, 2).flatten(2)[:, None] for layer, heads in tapped.items()}
+        for tapped in (features.queries, features.keys)
+    )
+    return replace(features, queries=queries, keys=keys)
+
+
+def _outliers(attention: Tensor) -> list[int]:
+    """How many patches of each tile lie above the upper whisker."""
+    first, third = attention.quantile(attention.new_tensor([0.25, 0.75]), dim=1)
+    return (attention > (third + 1.5 * (third - first))[:, None]).sum(1).tolist()
+
+
+def _merge(tokens: Tensor, weight: Tensor, keys: Tensor, centres: Tensor) -> Tensor:
+    """Centres with their weighted neighbours, and the weighted sum of the rest."""
+    likeness = keys[centres] @ keys.T  # (m, N)
+    likeness.scatter_(1, centres[:, None], -torch.inf)  # a centre is not its own neighbour
+    near = best(likeness, min(NEIGHBOURS, len(tokens) - 1))
+    weights = torch.zeros_like(likeness).scatter_(1, near, 1) * weight
+    rest = weight.scatter(0, centres, 0)
+    return torch.cat([tokens[centres] + weights @ tokens, (rest @ tokens)[None]])
