@@ -1,0 +1,46 @@
+"""DivPrune: keep the patches that are farthest from one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from llava_hivtp.pruners.base import ScorePruner, share
+from llava_hivtp.vision import VisionFeatures
+
+
+@dataclass
+class DivPrune(ScorePruner):
+    """Greedy max-min diversity of the projected tokens (arXiv 2503.02175).
+
+    The first pick is the patch whose nearest neighbour is farthest by 1 - cosine, each next one
+    the patch farthest from its nearest pick. It projects all N patches to choose among them.
+
+    Where we differ from the released code: it runs over a whole LLaVA-NeXT image, row breaks
+    included, and rounds keep * N; here every tile keeps floor(keep * N). A patch is never picked
+    twice, even if all that is left equals a pick.
+    """
+
+    def score(self, features: VisionFeatures) -> Tensor:
+        """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
+        if features.project is None:
+            raise ValueError("DivPrune compares projected tokens; give VisionFeatures.project")
+        count = share(self.keep, features.n_patches)
+        directions = normalize(features.project(features.tokens).float(), dim=-1)
+        distance = 1 - directions @ directions.transpose(1, 2)  # (T, N, N)
+        nearest = distance.topk(2, largest=False).values[
+            ..., 1
+        ]  # the other one is the patch itself
+        nearest_pick = torch.full_like(nearest, torch.inf)
+        scores = torch.zeros_like(nearest)
+        tiles = torch.arange(features.n_tiles, device=scores.device)
+        for value in range(count, 0, -1):
+            pick = nearest.argmax(1)
+            scores[tiles, pick] = value
+            nearest_pick = torch.minimum(nearest_pick, distance[tiles, pick])
+            nearest_pick[tiles, pick] = -torch.inf
+            nearest = nearest_pick
+        return scores
