@@ -1,0 +1,29 @@
+"""An even grid of patches: the control that never looks at the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_hivtp.pruners.base import ScorePruner
+from llava_hivtp.vision import VisionFeatures
+
+
+@dataclass
+class Uniform(ScorePruner):
+    """Keep floor(keep * N) patches, spread as evenly as ordered dithering spreads dots.
+
+    Patches are taken in the order of a Bayer matrix. On an even grid, a quarter is every second
+    patch of every second row and a half is a checkerboard; what lies between fills the gaps.
+    """
+
+    def score(self, features: VisionFeatures) -> Tensor:
+        """Minus the place of each patch in the Bayer order, the same in every tile, (T, N)."""
+        axis = torch.arange(features.n, device=features.tokens.device)
+        y, x = axis[:, None], axis[None]
+        place = torch.zeros_like(y * x)
+        for bit in range(features.n.bit_length()):  # low bits first: neighbours are far apart
+            place = 4 * place + 2 * ((x ^ y) >> bit & 1) + (y >> bit & 1)
+        return -place.flatten().float().expand(features.n_tiles, -1)
