@@ -7,12 +7,33 @@ import importlib
 from dataclasses import fields
 from typing import Any
 
+from llava_hivtp.pruners.avgpool import AvgPool
 from llava_hivtp.pruners.base import Pruner, ScorePruner
+from llava_hivtp.pruners.divprune import DivPrune
+from llava_hivtp.pruners.fopru import FoPru
+from llava_hivtp.pruners.hiprune import HiPrune
+from llava_hivtp.pruners.hired import HiRED
 from llava_hivtp.pruners.hivtp import HIVTP
+from llava_hivtp.pruners.prumerge import PruMerge, PruMergePlus
+from llava_hivtp.pruners.random import Random
+from llava_hivtp.pruners.uniform import Uniform
+from llava_hivtp.pruners.visionzip import VisionZip
+from llava_hivtp.pruners.vispruner import VisPruner
 
 PRUNERS: dict[str, type[Pruner]] = {
     "none": Pruner,
     "hivtp": HIVTP,
+    "fopru": FoPru,
+    "visionzip": VisionZip,
+    "prumerge": PruMerge,
+    "prumerge_plus": PruMergePlus,
+    "hired": HiRED,
+    "vispruner": VisPruner,
+    "divprune": DivPrune,
+    "hiprune": HiPrune,
+    "random": Random,
+    "uniform": Uniform,
+    "avgpool": AvgPool,
 }
 
 
