@@ -3,10 +3,12 @@
 import typer
 
 from eval.claims import claims
+from eval.run import run
 from eval.status import status
 from eval.table import table
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app.command()(run)
 app.command()(table)
 app.command()(claims)
 app.command()(status)

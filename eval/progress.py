@@ -15,7 +15,7 @@ class Progress:
     def __init__(self, label: str, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         """Start at `done`, which earlier runs had finished."""
         self.label, self.total, self.done, self.first = label, total, done, done
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.__stderr__  # lmms-eval's bars are silenced on sys.stderr
         self.moves = self.stream.isatty()
         self.started = self.shown = time.monotonic()
 

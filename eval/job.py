@@ -1,0 +1,139 @@
+"""The units one process works on; others may work on the same folder at the same time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import data, store
+from eval.progress import duration
+from eval.ranks import own_rank
+from eval.rows import Table, Unit
+
+if TYPE_CHECKING:
+    from eval.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end: no failure of the unit in work."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@dataclass
+class Job:
+    """What one process was asked to do."""
+
+    table: Table
+    units: Sequence[Unit]
+    data: Path
+    batch: int = 1
+    timing_n: int = 0  # requests to time per unit; 0: no timing pass
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the model
+    started: float = field(default_factory=time.time)
+    failures: dict[Path, str] = field(default_factory=dict)  # this process's, disk full or not
+
+    def run(self) -> int:
+        """Do what is left of the units; returns how many of them failed."""
+        left = [unit for unit in self.units if self._left(unit)]
+        logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
+        if left:
+            data.check(self.data, {unit.task for unit in left})
+            with own_rank() as rank, _signals(), _inside(self.data):
+                worker = self._load()
+                for unit in rank.order(left):
+                    self._try(worker, unit)
+                rank.wait()
+        failed = {unit.path: unit for unit in self.units if self._failed(unit)}
+        for path, unit in failed.items():
+            reason = self.failures.get(path) or store.failure(path)
+            logger.error("failed: %s %s: %s", unit.row.id, unit.task, reason)
+        return len(failed)
+
+    def _left(self, unit: Unit) -> bool:
+        untimed = self.timing_n and store.read_timing(unit.path) is None
+        return store.read_result(unit.path) is None or bool(untimed)
+
+    def _failed(self, unit: Unit) -> bool:
+        """Whether a unit failed since this job began, here or in another process."""
+        record = store.beside(unit.path, "failed.json")
+        recorded = record.exists() and record.stat().st_mtime >= self.started
+        return unit.path in self.failures or recorded
+
+    def _load(self) -> Worker:
+        from eval.worker import Worker
+
+        return Worker(self.table.model, self.table.layout, self.batch, self.data, self.arguments)
+
+    def _try(self, worker: Worker, unit: Unit) -> None:
+        try:
+            with store.locked(unit.path) as ours:
+                if ours and not self._failed(unit) and self._left(unit):
+                    self._do(worker, unit)
+        except Exception as error:
+            self._fail(unit, error)
+
+    def _do(self, worker: Worker, unit: Unit) -> None:
+        name, started = f"{unit.row.id} {unit.task}", time.monotonic()
+        if store.read_result(unit.path) is None:
+            score = worker.accuracy(unit, name)
+            logger.info("%s: score %s", name, "-" if score is None else f"{score:.2f}")
+        if self.timing_n and store.read_timing(unit.path) is None:
+            times = worker.times(unit, self.timing_n)
+            ttft_ms, throughput = times["ttft_ms"], times["throughput"]
+            logger.info("%s: %.1f ms to a token, %.1f tokens/s", name, ttft_ms, throughput)
+        store.beside(unit.path, "failed.json").unlink(missing_ok=True)
+        logger.info("%s: took %s", name, duration(time.monotonic() - started))
+
+    def _fail(self, unit: Unit, error: Exception) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        self.failures[unit.path] = reason
+        logger.error("%s %s: failed: %s", unit.row.id, unit.task, reason)
+        record = {
+            "error": reason,
+            "traceback": "".join(traceback.format_exception(error)),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        try:
+            store.write_json_atomic(store.beside(unit.path, "failed.json"), record)
+        except OSError as full:
+            logger.error("the failure could not be recorded: %s", full)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """End cleanly on what a batch system sends before it kills."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work from a data folder: lmms-eval's tasks find their data by relative names."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -1,0 +1,52 @@
+"""Several processes on one machine, as torchrun and accelerate start them.
+
+Each rank is an evaluation of its own, on its own GPU, that takes whole units. A unit is never
+split: no process group is needed while it runs, and its answers do not depend on the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that share a run."""
+
+    index: int = 0
+    count: int = 1
+
+    def order(self, items: Sequence[T]) -> list[T]:
+        """Every rank's own share first, then the others', to help them out."""
+        own = list(items[self.index :: self.count])
+        return own + [item for item in items if item not in own]
+
+    def wait(self) -> None:
+        """Wait for all ranks: torchrun ends the others when one leaves with an error."""
+        if self.count == 1:
+            return
+        from torch import distributed
+
+        distributed.init_process_group(
+            "gloo", rank=self.index, world_size=self.count, timeout=_PATIENCE
+        )
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def own_rank() -> Iterator[Rank]:
+    """The rank of this process, hidden from lmms-eval, which would split every unit."""
+    hidden = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE") if key in os.environ}
+    try:
+        yield Rank(int(hidden.get("RANK", 0)), int(hidden.get("WORLD_SIZE", 1)))
+    finally:
+        os.environ.update(hidden)

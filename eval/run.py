@@ -1,0 +1,111 @@
+"""Evaluate a table, unit by unit; whatever stops it, the next run goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eval.estimate import plan
+from eval.job import Job, Stopped
+from eval.rows import ConfigError, Table, Unit, load_table, select_rows, select_tasks, units
+
+MODEL_ARGS = ("dtype", "device_map", "attn_implementation", "quantization", "conv_template")
+ERRORS = (ConfigError, FileNotFoundError, ImportError, ValueError)
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML of the table, such as configs/table1.yaml.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the checkpoint; the YAML's by default.")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Ids, patterns, numbers or sets: 'paper', 'hivtp-*', '1 5'.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks or columns: 'mme pope'.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="A dry run over the first N documents per task.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the accuracy pass.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    data: Annotated[Path, typer.Option(help="Folder of the data sets.")] = Path("data"),
+    shard: Annotated[
+        str | None, typer.Option(help="i/n, from 1: every n-th unit, from the i-th on.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show units and hours only.")] = False,
+    timing: Annotated[bool, typer.Option(help="Also time requests, one by one.")] = True,
+    timing_n: Annotated[int, typer.Option(min=1, help="Timed requests per task.")] = 100,
+    model_args: Annotated[
+        str, typer.Option(help=f"Such as dtype=bfloat16,device_map=auto; of {MODEL_ARGS}.")
+    ] = "",
+) -> None:
+    """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
+    _prepare_process()
+    try:
+        table = load_table(config, _absolute(model))
+        chosen = _choose(table, out.resolve(), rows, tasks, limit, shard)
+        if dry_run:
+            typer.echo(plan(table, chosen, timing_n if timing else 0))
+            return
+        arguments = _arguments(model_args)
+        job = Job(table, chosen, data.resolve(), batch, timing_n if timing else 0, arguments)
+        failed = job.run()
+    except ERRORS as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except Stopped as stop:
+        typer.echo(f"{stop}; the same command goes on from here", err=True)
+        raise typer.Exit(128 + stop.number) from stop
+    if failed:
+        raise typer.Exit(1)
+
+
+def _prepare_process() -> None:
+    """Nothing is downloaded in a run; one voice on the terminal."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    os.environ |= {"TQDM_DISABLE": "1", "LOGURU_LEVEL": "WARNING"}
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("eval").setLevel(logging.INFO)
+
+
+def _absolute(model: str | None) -> str | None:
+    """A folder stays the same from inside the data folder; a hub id is left alone."""
+    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
+
+
+def _choose(
+    table: Table,
+    out: Path,
+    rows: str | None,
+    tasks: str | None,
+    limit: int | None,
+    shard: str | None,
+) -> list[Unit]:
+    names = select_tasks(table, tasks)
+    if "mme" in names and limit is not None and limit % 2:
+        raise ValueError(f"MME scores pairs of questions: --limit must be even, got {limit}")
+    chosen = units(table, out, select_rows(table, rows), names, limit)
+    return chosen if shard is None else _shard(chosen, shard)
+
+
+def _shard(chosen: list[Unit], shard: str) -> list[Unit]:
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = (int(part) for part in match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ValueError(f"--shard must be i/n with 1 <= i <= n, such as 1/4; got {shard!r}")
+    return chosen[number - 1 :: count]
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """`dtype=bfloat16,device_map=auto` as a mapping."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    arguments = {key.strip(): value.strip() for key, _, value in pairs}
+    unknown = sorted(set(arguments) - set(MODEL_ARGS))
+    if unknown or not all(arguments.values()):
+        raise ValueError(f"--model-args takes key=value of {', '.join(MODEL_ARGS)}; got {text!r}")
+    return arguments
