@@ -66,9 +66,9 @@ def load(
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(dtype, on_gpu=device_map != "cpu")
     options: dict[str, Any] = {"attn_implementation": _attention(attn_implementation)}
+    config = cls.config_class.from_pretrained(path, **options)
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization, dtype)
-    config = cls.config_class.from_pretrained(path)
     config.mm_vision_tower = _tower_path(path, settings["mm_vision_tower"])
     processor = _image_processor(config.mm_vision_tower)
     try:

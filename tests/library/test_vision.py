@@ -65,7 +65,7 @@ def test_the_tap_leaves_outputs_and_modules_alone(tower, pixels):
 
 def test_hooks_and_layers_are_put_back_after_an_exception(tower):
     count, layers = hooks(tower), encoder_of(tower).layers
-    with pytest.raises(ValueError, match="doesn't match|size"):
+    with pytest.raises((ValueError, RuntimeError), match="size"):
         encode_tiles(tower, torch.zeros(1, 3, 70, 70), 5, layers=(2,))
     assert hooks(tower) == count
     assert encoder_of(tower).layers is layers
