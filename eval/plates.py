@@ -1,0 +1,181 @@
+"""The paper's figures: heat maps per layer, kept tokens under several pruners, with answers."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from PIL import Image
+
+from eval.draw import DPI, GREEN, Picture, add_key, add_legend, any_cropped, show, show_kept
+
+if TYPE_CHECKING:
+    from eval.look import Answer, Look, Sheet
+
+HEAT = "cividis"  # one scale of lightness, the same for colour-blind eyes
+PER_LINE = 12  # panels of a heat map side by side
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image, answered by the same model under several pruners."""
+
+    image: Image.Image
+    question: str
+    gold: str  # empty if nobody knows
+    full: Answer
+    answers: Mapping[str, Answer]  # title of the panel -> answer under that pruner
+
+
+def draw_heat(looks: Sequence[Look], scored: Sequence[int] = ()) -> Picture:
+    """Importance in every encoder layer, one panel per layer, one block per image.
+
+    Every panel has its own scale, from its least to its best attended patch. `scored` layers,
+    those a pruner reads, stand in a green frame.
+    """
+    blocks = [(seen, sheet) for seen in looks for sheet in seen.sheets]
+    columns = [min(PER_LINE, max(4, int(PER_LINE / _aspect(sheet)))) for _, sheet in blocks]
+    lines = [
+        math.ceil(len(seen.importance) / per)
+        for (seen, _), per in zip(blocks, columns, strict=True)
+    ]
+    heights = [
+        n * (11.5 / (per + 1) / _aspect(sheet) + 0.24)
+        for n, per, (_, sheet) in zip(lines, columns, blocks, strict=True)
+    ]
+    figure = Picture(figsize=(12, sum(heights) + 0.55), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    grid = figure.add_gridspec(len(blocks), 1, height_ratios=heights)
+    for place, (seen, sheet), n, per in zip(grid, blocks, lines, columns, strict=True):
+        _heat_block(figure, place.subgridspec(n, per + 1), seen, sheet, scored)
+    scale = colormaps[HEAT](np.linspace(0, 1, 240))[None, :, :3].repeat(24, 0)
+    add_key(figure, [(scale * 255).astype(np.uint8), "from the least to the most attended patch"])
+    return figure
+
+
+def draw_samples(samples: Sequence[Sample]) -> Picture:
+    """Kept tokens of every sample under its pruners, beside question and answers."""
+    looks = [answer.look for sample in samples for answer in sample.answers.values()]
+    wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks)
+    panels = len(samples[0].answers)
+    unit = min(2.3, 10.5 / (1 + panels * wide))  # inches, of a square panel
+    size = (unit * (1 + panels * wide) + 2.6, (unit + 0.65) * len(samples) + 0.3)
+    figure = Picture(figsize=size, dpi=DPI, layout="constrained")
+    ratios = [unit, *[unit * wide] * panels, 2.6]
+    grid = figure.add_gridspec(len(samples), panels + 2, width_ratios=ratios)
+    for line, sample in enumerate(samples):
+        _image_panel(figure.add_subplot(grid[line, 0]), sample.image)
+        for column, (title, answer) in enumerate(sample.answers.items(), 1):
+            _kept_panels(figure, grid[line, column], answer.look, title)
+        _write(figure.add_subplot(grid[line, -1]), _words(sample))
+    add_legend(figure, two_stages=True, hole=True, cropped=any_cropped(looks))
+    return figure
+
+
+def draw_methods(image: Image.Image, looks: Mapping[str, Look]) -> Picture:
+    """One image, every method's kept tokens."""
+    wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks.values())
+    columns = 5 if wide < 1.5 else 3 if wide < 4 else 2
+    lines = math.ceil((1 + len(looks)) / columns)
+    size = 12 / columns
+    figure = Picture(
+        figsize=(12, lines * (size / wide + 0.55) + 0.4), dpi=DPI, layout="constrained"
+    )
+    grid = figure.add_gridspec(lines, columns)
+    _image_panel(figure.add_subplot(grid[0]), image)
+    for place, (title, seen) in enumerate(looks.items(), 1):
+        _kept_panels(figure, grid[place], seen, title, hole=False)
+    add_legend(
+        figure,
+        two_stages=any(seen.two_stages for seen in looks.values()),
+        cropped=any_cropped(list(looks.values())),
+    )
+    return figure
+
+
+def _heat_block(
+    figure: Picture,
+    grid: GridSpecFromSubplotSpec,
+    seen: Look,
+    sheet: Sheet,
+    scored: Sequence[int],
+) -> None:
+    first = figure.add_subplot(grid[0, 0])
+    show(first, sheet.pixels, sheet)
+    first.set_title(sheet.title, fontsize=8)
+    per = grid.ncols - 1
+    for place, (layer, values) in enumerate(sorted(seen.importance.items())):
+        panel = figure.add_subplot(grid[place // per, 1 + place % per])
+        show_heat(panel, sheet, values)
+        panel.set_title(f"layer {layer}", fontsize=8)
+        if layer in scored:
+            panel.title.set(color=np.array(GREEN) / 255, weight="bold")
+            for spine in panel.spines.values():
+                spine.set(color=np.array(GREEN) / 255, linewidth=2.5)
+
+
+def show_heat(axes: Axes, sheet: Sheet, values: np.ndarray) -> None:
+    """Fill axes with (T, N) values on a sheet, on a scale of their own."""
+    laid = np.ma.masked_where(~sheet.inside, sheet.lay(values))
+    show(axes, laid, sheet, cmap=HEAT)
+
+
+def _image_panel(axes: Axes, image: Image.Image) -> None:
+    axes.imshow(image)
+    axes.set(xticks=[], yticks=[], anchor="N")
+    axes.set_title("image", fontsize=9)
+
+
+def _kept_panels(
+    figure: Picture | SubFigure,
+    place: GridSpecFromSubplotSpec,
+    seen: Look,
+    title: str,
+    hole: bool = True,
+) -> None:
+    ratios = [_aspect(sheet) for sheet in seen.sheets]
+    inner = place.subgridspec(1, len(ratios), width_ratios=ratios)
+    for cell, sheet in zip(inner, seen.sheets, strict=True):
+        panel = figure.add_subplot(cell)
+        show_kept(panel, seen, sheet, hole=hole)
+        loose = int((seen.packed.kept.patch < 0).sum())
+        if loose and sheet is seen.sheets[0]:
+            panel.set_xlabel(f"{panel.get_xlabel()}\n{loose} more without a place", fontsize=8)
+        panel.set_title(title if sheet is seen.sheets[0] else sheet.title, fontsize=9)
+
+
+def _words(sample: Sample) -> str:
+    lines = [sample.question]
+    if sample.gold:
+        lines.append(f"Right answer: {sample.gold}")
+    answers = {"unpruned": sample.full, **sample.answers}
+    for title, answer in answers.items():
+        mark = ""
+        if sample.gold:
+            mark = "  (right)" if is_right(answer.text, sample.gold) else "  (wrong)"
+        lines.append(f"{title}, {answer.look.packed.patches} tokens:")
+        lines.append(f"   {answer.text}{mark}")
+    lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return "\n".join(textwrap.fill(line, 34, subsequent_indent="   ") for line in lines)
+
+
+def is_right(text: str, gold: str) -> bool:
+    """Whether an answer is the expected one, in any case and with or without a full stop."""
+    return text.strip().rstrip(".").lower() == gold.strip().rstrip(".").lower()
+
+
+def _write(axes: Axes, words: str) -> None:
+    axes.axis("off")
+    axes.text(0, 1, words, va="top", ha="left", fontsize=9, linespacing=1.5, parse_math=False)
+
+
+def _aspect(sheet: Sheet) -> float:
+    return sheet.index.shape[1] / sheet.index.shape[0]
