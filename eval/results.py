@@ -161,23 +161,23 @@ def _test(
     table: Table, task: str, out: Path, limit: int | None, rows: Sequence[Measured]
 ) -> list[str]:
     """Add intervals and paired tests from the samples of one task; returns what was amiss."""
-    reference = _samples(table, table.unpruned, task, out, limit)
+    unpruned = _groups(table, table.unpruned, task, out, limit)
     notes = []
     for measured in rows:
         if BENCHMARKS[task].column in measured.values:
-            samples = _samples(table, measured.row, task, out, limit)
-            note = _test_row(measured, task, samples, reference)
+            groups = _groups(table, measured.row, task, out, limit)
+            note = _test_row(measured, task, groups, unpruned)
             notes += [f"{measured.row.id}, {task}: {note}."] if note else []
     return notes
 
 
 def _test_row(
-    measured: Measured, task: str, samples: stats.Samples | None, reference: stats.Samples | None
+    measured: Measured, task: str, groups: stats.Groups | None, unpruned: stats.Groups | None
 ) -> str | None:
     column = BENCHMARKS[task].column
-    if not samples:
+    if groups is None:
         return "no samples are stored, so no interval and no test"
-    groups, score = stats.group(task, samples), measured.values[column]
+    score = measured.values[column]
     if abs(stats.score(groups) - score) > 0.01:
         return (
             f"the samples add up to {stats.score(groups):.2f}, the score is {score:.2f}, "
@@ -186,22 +186,23 @@ def _test_row(
     width = stats.half_width(groups)
     if width is not None:
         measured.half_widths[column] = width
-    if not reference or measured.row.pruner == "none":
+    if unpruned is None or measured.row.pruner == "none":
         return None
-    paired = stats.compare(task, samples, reference)
+    paired = stats.compare(groups, unpruned)
     if paired is None:
         return "other documents than the unpruned row's, so no test"
     measured.paired[column] = paired
     return None
 
 
-def _samples(
+def _groups(
     table: Table, row: Row | None, task: str, out: Path, limit: int | None
-) -> list[dict[str, Any]] | None:
+) -> stats.Groups | None:
     if row is None:
         return None
     path = unit_path(out, table.model, row, task, limit)
-    return store.read_samples(path) if store.read_result(path) else None
+    samples = store.read_samples(path) if store.read_result(path) else None
+    return stats.group(task, samples) if samples else None
 
 
 def _one_device(

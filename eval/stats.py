@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ MME_COGNITION = frozenset(
 )
 LEVEL = 0.95
 RESAMPLES = 9999
+EXACT = 12  # changes up to which all signs are tried
 SEED = 0
 
 Samples = Sequence[Mapping[str, Any]]
@@ -35,13 +38,14 @@ class Groups:
     keys: tuple[tuple[str, str], ...]  # (stratum, group)
     y: np.ndarray  # (G,)
     n: np.ndarray  # (G,)
+    answers: Mapping[Any, str]  # by document, all that were asked
 
-    @property
+    @cached_property
     def strata(self) -> np.ndarray:
         """(G,) number of each group's stratum."""
         return np.unique([stratum for stratum, _ in self.keys], return_inverse=True)[1]
 
-    @property
+    @cached_property
     def weights(self) -> np.ndarray:
         """(G,) what one unit of y adds to the score."""
         return 100 / np.bincount(self.strata, self.n)[self.strata]
@@ -58,14 +62,22 @@ class Paired:
 
 def group(task: str, samples: Samples) -> Groups:
     """Sum samples by their `group` (and `stratum`, MME's category); perception only for MME."""
-    scores: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[float]] = {}
     for sample in samples:
         stratum = str(sample.get("stratum", ""))
         if task != "mme" or stratum not in MME_COGNITION:
-            scores.setdefault((stratum, str(sample["group"])), []).append(float(sample["score"]))
-    keys = tuple(sorted(scores))
-    y, n = zip(*(_value(task, scores[key]) for key in keys), strict=True) if keys else ((), ())
-    return Groups(keys, np.array(y, dtype=float), np.array(n, dtype=float))
+            key = stratum, str(sample["group"])
+            found.setdefault(key, []).append(float(sample["score"]))
+    keys = tuple(sorted(found))
+    total, count, least = (
+        np.array([reduce(found[key]) for key in keys], dtype=float) for reduce in (sum, len, min)
+    )
+    answers = {sample["doc_id"]: sample["answer"].strip() for sample in samples}
+    if task == "mme":
+        return Groups(keys, total / count + (least == 1), np.ones(len(keys)), answers)
+    if task.startswith("mmbench"):
+        return Groups(keys, least, np.ones(len(keys)), answers)
+    return Groups(keys, total, count, answers)
 
 
 def score(groups: Groups) -> float:
@@ -87,48 +99,46 @@ def half_width(groups: Groups) -> float | None:
     return float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
 
 
-def compare(task: str, samples: Samples, unpruned: Samples) -> Paired | None:
+def compare(row: Groups, unpruned: Groups) -> Paired | None:
     """Paired test by group and share of equal answers; None if the documents differ.
 
     McNemar's exact test where every group is one right or wrong answer, else a sign-flip
     permutation test on the groups' differences (exact for few, 9999 seeded draws for many).
     """
-    answers = {sample["doc_id"]: sample["answer"].strip() for sample in samples}
-    others = {sample["doc_id"]: sample["answer"].strip() for sample in unpruned}
-    a, b = group(task, samples), group(task, unpruned)
-    if answers.keys() != others.keys() or a.keys != b.keys or not answers:
+    same_documents = row.keys == unpruned.keys and row.answers.keys() == unpruned.answers.keys()
+    if not same_documents or not row.answers:
         return None
-    changes = a.weights * (a.y - b.y)
-    same = sum(answers[doc] == others[doc] for doc in answers) / len(answers)
-    return Paired(float(changes.sum()), _p_value(a, b, changes), same)
-
-
-def _value(task: str, scores: list[float]) -> tuple[float, float]:
-    """(y, n) of one group."""
-    if task == "mme":
-        return sum(scores) / len(scores) + all(score == 1 for score in scores), 1
-    if task.startswith("mmbench"):
-        return float(min(scores)), 1
-    return sum(scores), len(scores)
+    changes = row.weights * (row.y - unpruned.y)
+    same = sum(answer == unpruned.answers[doc] for doc, answer in row.answers.items())
+    return Paired(float(changes.sum()), _p_value(row, unpruned, changes), same / len(row.answers))
 
 
 def _p_value(a: Groups, b: Groups, changes: np.ndarray) -> float:
-    from scipy.stats import binomtest, permutation_test
+    from scipy.stats import binomtest
 
     changes = changes[changes != 0]
     if not len(changes):
         return 1.0
     one_answer_each = (a.n == 1).all() and set(np.concatenate([a.y, b.y])) <= {0, 1}
     if one_answer_each and len(set(a.strata)) == 1:
-        better = int((changes > 0).sum())
-        return float(binomtest(better, len(changes), 0.5).pvalue)
-    test = permutation_test(
-        (changes,),
-        np.sum,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=1000,
-        rng=np.random.default_rng(SEED),
+        return float(binomtest(int((changes > 0).sum()), len(changes), 0.5).pvalue)
+    return _sign_flip(changes)
+
+
+def _sign_flip(changes: np.ndarray) -> float:
+    """Share of random signs that give a sum as far from 0; all signs where they are few."""
+    if len(changes) <= EXACT:
+        sums = np.array(list(product((-1, 1), repeat=len(changes)))) @ changes
+        return float(_as_far(sums, changes).mean())
+    # equal sizes together: the sum of m random signs is 2 Binomial(m, 1/2) - m
+    sizes, counts = np.unique(np.abs(changes).round(9), return_counts=True)
+    draw = np.random.default_rng(SEED).binomial
+    sums = sum(
+        size * (2 * draw(count, 0.5, RESAMPLES) - count)
+        for size, count in zip(sizes, counts, strict=True)
     )
-    return float(test.pvalue)
+    return float((1 + _as_far(sums, changes).sum()) / (1 + RESAMPLES))
+
+
+def _as_far(sums: np.ndarray, changes: np.ndarray) -> np.ndarray:
+    return np.abs(sums) >= abs(changes.sum()) - 1e-6

@@ -34,7 +34,7 @@ def status(
         str | None, typer.Option(help="Ids, patterns, numbers or sets, as in 'paper,random-*'.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks or columns, as in 'mme,pope'.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The dry run over N documents.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The dry run over N documents.")] = None,
 ) -> None:
     """Show what is done, running, failed (and why) and missing."""
     try:

@@ -52,8 +52,8 @@ def read_timing(result: Path) -> dict[str, Any] | None:
 def read_samples(result: Path) -> list[dict[str, Any]] | None:
     """The per-document lines stored beside a result, or None if any is missing or damaged."""
     try:
-        lines = beside(result, "samples.jsonl").read_bytes().split(b"\n")
-        samples = [json.loads(line) for line in lines if line.strip()]
+        lines = beside(result, "samples.jsonl").read_bytes().strip(b"\n").split(b"\n")
+        samples = json.loads(b"[" + b",".join(lines) + b"]")  # one parse, not one per line
     except (OSError, ValueError):
         return None
     whole = all(isinstance(sample, dict) and sample.keys() >= SAMPLE_KEYS for sample in samples)

@@ -71,7 +71,8 @@ def table(
         str | None, typer.Option(help="Ids, patterns, numbers or sets, as in 'paper,random-*'.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Show the dry run over the first N documents of a task.")
+        int | None,
+        typer.Option(min=1, help="Show the dry run over the first N documents of a task."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Show times of this device, where several were used.")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from eval.stats import compare, group, half_width, score
+from eval import stats
+from eval.stats import group, half_width, score
 
 
 def samples(scores, groups=None, answers=None, **more):
@@ -14,6 +15,10 @@ def samples(scores, groups=None, answers=None, **more):
         {"doc_id": i, "score": s, "group": g, "answer": a, **{k: v[i] for k, v in more.items()}}
         for i, (s, g, a) in enumerate(zip(scores, groups, answers, strict=True))
     ]
+
+
+def compare(task, row, unpruned):
+    return stats.compare(group(task, row), group(task, unpruned))
 
 
 def mme(rights, categories):
@@ -91,6 +96,19 @@ def test_few_groups_are_tested_exactly():
     paired = compare("textvqa_val", samples(after), samples(before))
     # four changes, all up: 2 of the 16 sign patterns are as extreme
     assert paired.p_value == pytest.approx(2 / 16)
+
+
+def test_many_groups_are_tested_as_a_permutation_of_all_signs_would():
+    rng = np.random.default_rng(4)
+    before, after = rng.random((2, 60, 3)).round(1)
+    after[:, 0] += 0.15
+    images = np.repeat(np.arange(60), 3)
+    found = compare("gqa", samples(after.ravel(), images), samples(before.ravel(), images))
+    expected = reference.permutation_test(
+        (after.sum(1) - before.sum(1),), np.sum, permutation_type="samples", vectorized=True, rng=0
+    )
+    assert 0.02 < expected.pvalue < 0.9
+    assert found.p_value == pytest.approx(expected.pvalue, abs=0.02)
 
 
 def test_grouped_answers_are_no_independent_evidence():
