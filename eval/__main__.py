@@ -3,12 +3,16 @@
 import typer
 
 from eval.claims import claims
+from eval.doctor import doctor
+from eval.prefetch import prefetch
 from eval.run import run
 from eval.status import status
 from eval.table import table
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 app.command()(run)
+app.command()(prefetch)
+app.command()(doctor)
 app.command()(table)
 app.command()(claims)
 app.command()(status)

@@ -6,11 +6,15 @@ lmms-eval's own tasks find their data without a network or a login.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.identity import digest_files
+
+
+_NUMBERED = re.compile(r"-\d+-of-\d+\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Part:
         folder, _, file = name.rpartition("/")
         return (
             file.startswith(f"{self.split}-")
-            and file.endswith(".parquet")
+            and _NUMBERED.search(file) is not None
             and (folder == self.config if self.config else folder in ("", "data"))
         )
 
@@ -64,9 +68,15 @@ def files(data: Path, part: Part) -> Iterator[Path]:
 
 
 def missing(data: Path, tasks: Iterable[str]) -> list[Part]:
-    """Parts that tasks read and a data folder lacks."""
+    """Parts that tasks read and a data folder lacks, or holds some files of only."""
     parts = dict.fromkeys(part for task in tasks for part in PARTS[task])
-    return [part for part in parts if not any(files(data, part))]
+    return [part for part in parts if not _complete([file.stem for file in files(data, part)])]
+
+
+def _complete(names: list[str]) -> bool:
+    """Whether the files `...-00000-of-00003` and so on are all there."""
+    counts = {name.rpartition("-of-")[2] for name in names}
+    return len(counts) == 1 and int(counts.pop()) == len(names)
 
 
 def check(data: Path, tasks: Iterable[str]) -> None:
