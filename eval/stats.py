@@ -86,7 +86,10 @@ def score(groups: Groups) -> float:
 
 
 def half_width(groups: Groups) -> float | None:
-    """Half a 95 % confidence interval, cluster-robust (t quantile); None if groups are too few."""
+    """Half a 95 % confidence interval, cluster-robust (t quantile).
+
+    None where groups are too few or all alike: no spread says nothing about the error.
+    """
     from scipy.stats import t  # a second to import: not for every command
 
     strata, count = groups.strata, np.bincount(groups.strata)
@@ -96,7 +99,7 @@ def half_width(groups: Groups) -> float | None:
     means = np.bincount(strata, groups.y) / np.bincount(strata, groups.n)
     residuals = groups.weights * (groups.y - groups.n * means[strata])
     variance = (count / (count - 1) * np.bincount(strata, residuals**2)).sum()
-    return float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+    return float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)) if variance > 0 else None
 
 
 def compare(row: Groups, unpruned: Groups) -> Paired | None:

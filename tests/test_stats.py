@@ -78,7 +78,8 @@ def test_the_interval_of_mme_covers_the_truth():
     assert 0.92 <= hits / 400 <= 0.98
 
 
-def test_no_interval_from_a_single_group():
+def test_no_interval_from_a_single_group_or_from_groups_all_alike():
+    assert half_width(group("gqa", samples([1.0, 1.0, 1.0]))) is None
     assert half_width(group("gqa", samples([1.0]))) is None
     assert half_width(group("gqa", [])) is None
 
