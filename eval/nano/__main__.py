@@ -26,5 +26,29 @@ def data(
     typer.echo(f"wrote {write(out, size, images, blank)}")
 
 
+@app.command()
+def train(
+    variant: Annotated[
+        str, typer.Option(help="v15 (flat), anyres (goes on from v15) or nodrop (sees all patches)")
+    ] = "v15",
+    out: Annotated[Path, typer.Option(help="states, logs, checkpoints")] = Path(
+        "results/nano/train"
+    ),
+    threads: Annotated[int, typer.Option(min=1, help="of this process; 1 as shipped")] = 1,
+) -> None:
+    """Train a checkpoint from nothing; the same command goes on after a stop."""
+    import torch
+
+    from eval.nano.checkpoint import digest
+    from eval.nano.curves import draw_curves
+    from eval.nano.train import logs
+    from eval.nano.train import train as train_variant
+
+    torch.set_num_threads(threads)
+    checkpoint = train_variant(out, variant)
+    picture = draw_curves(logs(out, variant), out / variant / "curves.png")
+    typer.echo(f"{picture}\n{checkpoint}\nsha256 {digest(checkpoint)}")
+
+
 if __name__ == "__main__":
     app()

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eval.nano.draw import SIDE
+from eval.nano.draw import PINPOINTS, SIDE
 from eval.nano.text import build_tokenizer
 from eval.nano.tower import MEAN, STD
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 _TOWER = "tower"  # `load` looks for a relative tower inside the checkpoint's folder
 
 

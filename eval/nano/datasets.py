@@ -16,13 +16,12 @@ from typing import Any
 from PIL import Image
 
 from eval.nano import questions as q
-from eval.nano.draw import SIDE, draw, random_string
+from eval.nano.draw import SIDE, draw, draw_large, large_size, random_string
 from eval.nano.world import TEST_WORDS, Picture
 
 SIZES = {"quick": 40, "full": 400}  # questions per set, about
 # OCRBench's score is points out of 1000 whatever the number of rows: only 1000 rows read as one.
 OCRBENCH_FULL = 1000
-LARGE = ((288, 288), (288, 216), (216, 288), (288, 144), (144, 288))
 
 Row = dict[str, Any]
 
@@ -46,16 +45,11 @@ class Studio:
         self.rng, self.images, self.blank = random.Random(seed), images, blank
 
     def picture(self, kind: str, **options: Any) -> Picture:
-        """Draw a picture; on a large canvas things are larger, so that its thumbnail shows them."""
+        """Draw a picture of the next seed."""
         if self.images == "small":
             return draw(self.rng, kind, words=TEST_WORDS, **options)
-        if kind == "sign":  # readable in a tile, not in the thumbnail
-            size, scale = self.rng.choice(LARGE), 1.0
-        elif kind == "diagram":
-            size, scale = LARGE[0], 2.0
-        else:
-            size, scale = self.rng.choice(LARGE), 1.4
-        return draw(self.rng, kind, size, scale=scale, words=TEST_WORDS, **options)
+        size = large_size(self.rng, kind)
+        return draw_large(self.rng, kind, size, words=TEST_WORDS, **options)
 
     def image(self, picture: Picture) -> Image.Image:
         if not self.blank:

@@ -4,6 +4,7 @@ import functools
 import math
 import random
 import string
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +22,8 @@ from eval.nano.world import (
 
 SIDE = 144  # pixels: the square the embedded model sees
 PATCH = 12  # so 12 x 12 patches
+PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]  # (width, height)
+LARGE = ((288, 288), (288, 216), (216, 288), (288, 144), (144, 288))  # canvases of 2 to 4 tiles
 _STAGE = 384  # side of the prepared backgrounds, from which pictures are cropped
 _SIGN_COLORS = ((20, 20, 20), (30, 40, 90), (90, 20, 20), (240, 240, 235), (20, 80, 40))
 _ARROW_COLORS = ((250, 250, 250), (240, 220, 60), (20, 20, 20))
@@ -58,6 +61,20 @@ def draw(
     elif kind != "blank":
         raise ValueError(f"unknown kind {kind!r}; choose scene, sign, diagram, dense or blank")
     return picture
+
+
+def draw_large(rng: random.Random, kind: str, size: tuple[int, int], **options: Any) -> Picture:
+    """Draw on a canvas of several tiles; shapes and diagrams are larger, signs are not.
+
+    So the thumbnail shows shapes and arrows, and only the tiles show what a sign says.
+    """
+    scale = {"scene": 1.4, "diagram": 2.0}.get(kind, 1.0)
+    return draw(rng, kind, size, scale=scale, **options)
+
+
+def large_size(rng: random.Random, kind: str) -> tuple[int, int]:
+    """A canvas for the kind of picture: a diagram needs the largest."""
+    return LARGE[0] if kind == "diagram" else rng.choice(LARGE)
 
 
 def random_text(rng: random.Random, words: tuple[str, ...]) -> str:

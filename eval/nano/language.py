@@ -1,19 +1,20 @@
 """Stage 2: a small Llama learns to answer from the frozen tower's patches."""
 
-import math
 import random
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from eval.nano.draw import draw, random_string, random_text
+from eval.nano.draw import LARGE, PINPOINTS, SIDE, draw, draw_large, random_string, random_text
+from eval.nano.labels import GRID
 from eval.nano.questions import Question, ask
 from eval.nano.text import Encoded, build_tokenizer, encode, prefix_ids, prompts
-from eval.nano.tower import HEADS, WIDTH, Heads, pixels, run_tower
+from eval.nano.tower import HEADS, WIDTH, pixels, run_tower
 from eval.nano.world import TRAIN_WORDS, Picture
 
 LAYERS = 4
@@ -54,41 +55,81 @@ def build_language() -> LlamaForCausalLM:
     return language
 
 
+class Newline(nn.Module):
+    """What LLaVA-NeXT puts behind every row of patches of a large image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(WIDTH))
+
+
 @dataclass(frozen=True)
 class Album:
     """Pictures as the frozen tower sees them, and what may be asked about each."""
 
-    patches: Tensor  # (B, N, WIDTH) bfloat16
+    patches: Tensor  # (B, L, WIDTH) bfloat16, in LLaVA's reading order; zeros at a row break
+    breaks: Tensor  # (L,) bool, where a row of a large image ends
     likely: Tensor  # (B, K) the patches most like a thing or a character, in reading order
     pictures: list[tuple[str, Picture]]  # (kind, picture without its pixels)
 
 
-_LIKELY = 40  # patches
+_LIKELY = 40  # patches a tile
 
 
 @torch.no_grad()
-def make_album(
-    tower: CLIPVisionModel, projector: nn.Module, heads: Heads, seed: str, size: int
-) -> Album:
-    """Draw pictures and run the tower over them, once."""
+def make_album(parts: nn.ModuleDict, seed: str, size: int, canvas: tuple[int, int] = ()) -> Album:
+    """Draw pictures, small ones or of one large canvas, and run the tower over them, once."""
     rng = random.Random(seed)
+    order = reading_order(canvas) if canvas else torch.arange(GRID**2)
     patches, likely, pictures = [], [], []
     for start in range(0, size, 100):
-        drawn = [draw_kind(rng) for _ in range(min(100, size - start))]
+        drawn = [draw_kind(rng, canvas) for _ in range(min(100, size - start))]
+        tiles = [tile for _, picture in drawn for tile in cut(picture.image, canvas)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen, _ = run_tower(tower, pixels([p.image for _, p in drawn]))
-            sure = heads.objectness(projector(seen))
-        patches.append(seen.to(torch.bfloat16))
-        likely.append(sure.topk(_LIKELY, 1).indices.sort(1).values)
+            seen = torch.cat([run_tower(parts["tower"], t)[0] for t in pixels(tiles).split(100)])
+            sure = parts["heads"].objectness(parts["projector"](seen))
+        seen, sure = (x.unflatten(0, (len(drawn), -1)).flatten(1, 2) for x in (seen, sure))
+        count = _LIKELY * (2 if canvas else 1)
+        there = (order >= 0).float()
+        patches.append((seen[:, order] * there[:, None]).to(torch.bfloat16))
+        likely.append((sure[:, order] * there).topk(count, 1).indices.sort(1).values)
         for _, picture in drawn:
             picture.image = picture.ink = None
         pictures += drawn
-    return Album(torch.cat(patches), torch.cat(likely), pictures)
+    return Album(torch.cat(patches), order < 0, torch.cat(likely), pictures)
 
 
-def draw_kind(rng: random.Random) -> tuple[str, Picture]:
-    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+def cut(image: Image.Image, canvas: tuple[int, int]) -> list[Image.Image]:
+    """The image itself, or its thumbnail and tiles as LLaVA-NeXT cuts them."""
+    if not canvas:
+        return [image]
+    from llava.mm_utils import divide_to_patches, resize_and_pad_image, select_best_resolution
+
+    padded = resize_and_pad_image(image, select_best_resolution(canvas, PINPOINTS))
+    return [image.resize((SIDE, SIDE)), *divide_to_patches(padded, SIDE)]
+
+
+def reading_order(canvas: tuple[int, int]) -> Tensor:
+    """Which patch of which tile LLaVA-NeXT reads when, counted through; -1 is a row break."""
+    from llava.mm_utils import get_anyres_image_grid_shape
+
+    from llava_hivtp.anyres import merge_anyres
+    from llava_hivtp.vision import KeptTokens
+
+    grid = get_anyres_image_grid_shape(canvas, PINPOINTS, SIDE)
+    tiles = 1 + grid[0] * grid[1]
+    number = torch.arange(tiles * GRID**2)
+    kept = KeptTokens(number[:, None].float(), number // GRID**2, number % GRID**2)
+    packed = merge_anyres(kept.tokens, kept, GRID, grid, canvas, torch.tensor([-1.0]))
+    return packed.tokens[:, 0].long()
+
+
+def draw_kind(rng: random.Random, canvas: tuple[int, int] = ()) -> tuple[str, Picture]:
+    kinds = {k: w for k, w in KINDS.items() if k != "diagram" or canvas in ((), LARGE[0])}
+    (kind,) = rng.choices(list(kinds), list(kinds.values()))
     text = random_string(rng) if rng.random() < 0.5 else random_text(rng, TRAIN_WORDS)
+    if canvas:
+        return kind, draw_large(rng, kind, canvas, text=text)
     return kind, draw(rng, kind, text=text)
 
 
@@ -144,14 +185,23 @@ def pack(questions: list[list[Encoded]]) -> Packed:
     return Packed(ids, block, position, *index, torch.tensor(weights))
 
 
-def predict(
-    language: LlamaForCausalLM, projector: nn.Module, patches: Tensor, packed: Packed
-) -> Tensor:
+@dataclass(frozen=True)
+class Shown:
+    """The patches of a batch that the language model sees."""
+
+    patches: Tensor  # (B, L, WIDTH)
+    breaks: Tensor  # (B, L) bool
+
+
+def predict(learning: nn.ModuleDict, shown: Shown, packed: Packed) -> Tensor:
     """Logits at every place of `packed` where something is to be predicted."""
+    language = learning["language"]
     embed = language.get_input_embeddings()
-    batch, seen, _ = patches.shape
+    batch, seen, _ = shown.patches.shape
     prefix = torch.tensor(prefix_ids()).expand(batch, -1)
-    visual = projector(patches.float())
+    visual = learning["projector"](shown.patches.float())
+    if shown.breaks.any():
+        visual = torch.where(shown.breaks[..., None], learning["newline"].value, visual)
     inputs = torch.cat([embed(prefix), visual.to(embed.weight.dtype), embed(packed.ids)], 1)
     before = prefix.shape[1] + seen
     block = torch.cat([torch.zeros(batch, before, dtype=torch.long), packed.block], 1)
@@ -177,41 +227,36 @@ def _mask(block: Tensor, before: int) -> Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, -1e4)[:, None]
 
 
-def choose_patches(
-    album: Album, rows: list[int], rng: random.Random, done: float, drop: bool
-) -> Tensor:
-    """The patches shown in one step: likely ones at first, later all, sometimes a random share.
+def show_all(album: Album, rows: list[int]) -> Shown:
+    return Shown(album.patches[rows], album.breaks.expand(len(rows), -1))
 
-    A model trained without `drop` always sees all of them.
-    """
-    patches = album.patches[rows]
-    if not drop:
-        return patches
-    if done < 0.45:
+
+def show_some(album: Album, rows: list[int], rng: random.Random, done: float) -> Shown:
+    """Patches for one step: the likely ones at first; later all, or a random share."""
+    shown = show_all(album, rows)
+    length = shown.breaks.shape[1]
+    if done < 0.5:
         index = album.likely[rows]
-    elif rng.random() < 0.6:
-        return patches
+    elif rng.random() < (0.6 if length == GRID**2 else 0.25):  # many tiles are slow
+        return shown
     else:
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        noise = torch.rand(patches.shape[:2], generator=generator)
+        noise = torch.rand(shown.breaks.shape, generator=generator)
         share = rng.choice((0.25, 0.33, 0.42, 0.5, 0.63, 0.75))
-        index = noise.topk(int(share * patches.shape[1]), 1).indices.sort(1).values
-    return patches.gather(1, index[..., None].expand(-1, -1, WIDTH))
+        index = noise.topk(int(share * length), 1).indices.sort(1).values
+    patches = shown.patches.gather(1, index[..., None].expand(-1, -1, WIDTH))
+    return Shown(patches, shown.breaks.gather(1, index))
 
 
-def language_loss(
-    language: LlamaForCausalLM, projector: nn.Module, patches: Tensor, packed: Packed
-) -> Tensor:
+def language_loss(learning: nn.ModuleDict, shown: Shown, packed: Packed) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = predict(language, projector, patches, packed)
+        logits = predict(learning, shown, packed)
     losses = F.cross_entropy(logits, packed.token, reduction="none")
     return (losses * packed.weight).sum() / packed.weight.sum()
 
 
 @torch.no_grad()
-def accuracy(
-    language: LlamaForCausalLM, projector: nn.Module, album: Album, seed: str = "check"
-) -> dict[str, float]:
+def accuracy(learning: nn.ModuleDict, album: Album, seed: str = "check") -> dict[str, float]:
     """Share of right answers by kind of question, every token right, hints left out."""
     rng = random.Random(seed)
     right: dict[str, list[bool]] = defaultdict(list)
@@ -221,11 +266,10 @@ def accuracy(
         encoded, names = questions_about(album, some, rng, hints=False)
         packed = pack(encoded)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            best = predict(language, projector, album.patches[some], packed).argmax(-1)
+            best = predict(learning, show_all(album, some), packed).argmax(-1)
         hits, at = (best == packed.token).tolist(), 0
         for row, labels in zip(encoded, names, strict=True):
             for question, name in zip(row, labels, strict=True):
                 right[name].append(all(hits[at : at + len(question.targets)]))
                 at += len(question.targets)
-    scores = {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
-    return {name: round(score, 4) for name, score in scores.items() if not math.isnan(score)}
+    return {name: round(sum(hits) / len(hits), 4) for name, hits in sorted(right.items())}

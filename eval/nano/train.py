@@ -1,34 +1,50 @@
 """Train the embedded model from nothing: the vision tower, then the language model."""
 
 import random
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from eval.nano.checkpoint import export
+from eval.nano.draw import LARGE
 from eval.nano.fit import Schedule, fit
 from eval.nano.language import (
+    Album,
+    Newline,
     accuracy,
     build_language,
-    choose_patches,
     language_loss,
     make_album,
     pack,
     questions_about,
+    show_all,
+    show_some,
 )
 from eval.nano.tower import Heads, build_projector, build_tower, draw_batch, tower_loss
 
-TOWER_STEPS = 5000
+VARIANTS = ("v15", "anyres", "nodrop")
 TOWER_BATCH = 16
 HALF = 0.72  # share of the steps in which the tower sees half of the patches: twice as fast
-
-LANGUAGE_STEPS = 2400
 LANGUAGE_BATCH = 24
-ALBUM = 12_000  # pictures
 _EASY = 0.15  # share of the steps with questions that one look answers
 
 
-def train_tower(folder: Path, steps: int = TOWER_STEPS) -> nn.ModuleDict:
+@dataclass(frozen=True)
+class Sizes:
+    """How long each stage trains and on how many pictures; tests make it small."""
+
+    tower_steps: int = 5000
+    language_steps: int = 2000
+    album: int = 10_000
+    anyres_steps: int = 800
+    anyres_album: int = 1500
+
+
+def train_tower(folder: Path, steps: int) -> nn.ModuleDict:
     """Stage 1; returns tower, projector and heads."""
     torch.manual_seed(0)
     parts = nn.ModuleDict(
@@ -46,37 +62,100 @@ def train_tower(folder: Path, steps: int = TOWER_STEPS) -> nn.ModuleDict:
 def train_language(
     folder: Path,
     parts: nn.ModuleDict,
-    drop: bool = True,
-    steps: int = LANGUAGE_STEPS,
-    album_size: int = ALBUM,
+    drop: bool,
+    steps: int,
+    album_size: int,
 ) -> nn.ModuleDict:
     """Stage 2 on the frozen tower; returns language model and projector.
 
     `drop` shows it a part of the patches in part of the steps; without, it always sees all.
     """
     torch.manual_seed(1)
-    language, projector = build_language(), build_projector()
-    projector.load_state_dict(parts["projector"].state_dict())
+    learning = nn.ModuleDict({"language": build_language(), "projector": build_projector()})
+    learning["projector"].load_state_dict(parts["projector"].state_dict())
     with torch.no_grad():
-        language.get_input_embeddings().weight.copy_(parts["heads"].words.weight)
-    learning = nn.ModuleDict({"language": language, "projector": projector})
-    frozen = parts["tower"], parts["projector"], parts["heads"]
-    album = make_album(*frozen, "album", album_size)
-    held_out = make_album(*frozen, "held out", min(200, album_size))
+        words = parts["heads"].words.weight
+        learning["language"].get_input_embeddings().weight.copy_(words)
+    album = make_album(parts, "album", album_size)
+    held_out = make_album(parts, "held out", min(200, album_size))
 
     def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = random.Random(f"language {number}")
         rows = [rng.randrange(len(album.pictures)) for _ in range(LANGUAGE_BATCH)]
         easy = number < _EASY * steps
         encoded, _ = questions_about(album, rows, rng, hints=True, easy=easy)
-        patches = choose_patches(album, rows, rng, number / steps, drop)
-        return language_loss(language, projector, patches, pack(encoded)), {}
+        shown = show_some(album, rows, rng, number / steps) if drop else show_all(album, rows)
+        return language_loss(learning, shown, pack(encoded)), {}
+
+    schedule = Schedule(steps, 2e-3, warm=80, flat=0.3)
+    fit(folder, "language", learning, schedule, step, _checked(learning, [held_out]), 200)
+    return learning.eval()
+
+
+def train_anyres(
+    folder: Path,
+    parts: nn.ModuleDict,
+    small: nn.ModuleDict,
+    steps: int,
+    album_size: int,
+) -> nn.ModuleDict:
+    """Go on from the flat model with large images: a thumbnail, tiles and row breaks."""
+    torch.manual_seed(2)
+    learning = nn.ModuleDict(
+        {"language": small["language"], "projector": small["projector"], "newline": Newline()}
+    )
+    each = album_size // len(LARGE)
+    albums = [make_album(parts, f"large {c}", each, c) for c in LARGE]
+    held_out = [make_album(parts, f"held out {c}", min(40, each), c) for c in LARGE]
+    # Only the largest canvas holds diagrams: show it as often as two others.
+    chances = [2.0, *(1.0 for _ in LARGE[1:])]
+
+    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = random.Random(f"anyres {number}")
+        (album,) = rng.choices(albums, chances)
+        rows = [rng.randrange(len(album.pictures)) for _ in range(LANGUAGE_BATCH // 2)]
+        encoded, _ = questions_about(album, rows, rng, hints=True)
+        shown = show_some(album, rows, rng, number / steps)
+        return language_loss(learning, shown, pack(encoded)), {}
+
+    schedule = Schedule(steps, 1e-3, warm=80, flat=0.3)
+    fit(folder, "anyres", learning, schedule, step, _checked(learning, held_out), 200)
+    return learning.eval()
+
+
+def _checked(learning: nn.ModuleDict, albums: list[Album]) -> Callable[[], dict[str, float]]:
+    """Accuracy on pictures that training never shows, averaged over the albums that ask."""
 
     def check() -> dict[str, float]:
-        language.eval()
-        scores = accuracy(language, projector, held_out)
-        language.train()
-        return scores
+        learning.eval()
+        scores: dict[str, list[float]] = defaultdict(list)
+        for album in albums:
+            for name, score in accuracy(learning, album).items():
+                scores[name].append(score)
+        learning.train()
+        return {name: round(sum(each) / len(each), 4) for name, each in scores.items()}
 
-    fit(folder, "language", learning, Schedule(steps, 2e-3, warm=80, flat=0.3), step, check, 200)
-    return learning.eval()
+    return check
+
+
+def train(out: Path, variant: str, size: Sizes = Sizes()) -> Path:
+    """Train a variant, or go on with it; writes its checkpoint into `out`.
+
+    `v15` is flat, `nodrop` its twin that never saw fewer than all patches, `anyres` goes on from
+    `v15`. All share the tower.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    parts = train_tower(out / "tower", size.tower_steps)
+    flat = "nodrop" if variant == "nodrop" else "v15"
+    learned = train_language(out / flat, parts, flat == "v15", size.language_steps, size.album)
+    if variant == "anyres":
+        learned = train_anyres(out / variant, parts, learned, size.anyres_steps, size.anyres_album)
+    return export(out / variant / "checkpoint", parts, learned, variant == "anyres")
+
+
+def logs(out: Path, variant: str) -> dict[str, Path]:
+    """The logs of the stages that make up a variant."""
+    flat = "nodrop" if variant == "nodrop" else "v15"
+    files = {"tower": out / "tower" / "tower.jsonl", flat: out / flat / "language.jsonl"}
+    return files | ({"anyres": out / "anyres" / "anyres.jsonl"} if variant == "anyres" else {})
