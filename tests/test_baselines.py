@@ -178,7 +178,9 @@ def hired(features: VisionFeatures, keep: float, alpha: float, faithful: bool) -
     sub = min(total - full, (tiles - 1) * count)
     exact = [Fraction(sub * m, sum(mass)) for m in mass]
     budgets = [int(b) for b in exact]
-    if not faithful:
+    if faithful:
+        budgets = [int(np.float32(m) / np.float32(sum(mass)) * np.float32(sub)) for m in mass]
+    else:
         for i in top([float(b - int(b)) for b in exact], sub - sum(budgets)):
             budgets[i] += 1
     assert max(budgets) <= count, "the literal version knows no overflow"

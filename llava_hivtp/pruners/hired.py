@@ -25,8 +25,8 @@ class HiRED(ScorePruner):
     Where we differ from the released code: it counts patches in strips of whole base-image rows
     even if tiles lie side by side, rounds every tile's share down and drops what exceeds a tile.
     We count in two dimensions, give the remainders to the largest fractions and the overflow to
-    the other tiles. `faithful` brings strips and rounding down back, but never its exchange of
-    height and width. Where no patch is counted, as with alpha=1, it fails and we share equally.
+    the other tiles. `faithful` brings its strips and float32 rounding back, but never its exchange
+    of height and width. Where no patch is counted, as with alpha=1, it fails and we share equally.
     """
 
     layers: tuple[int, ...] = PaperLayers((1, 23))  # for the tiles' shares, for the patches
@@ -69,7 +69,8 @@ class HiRED(ScorePruner):
             rest = total - base
         masses = self._masses(features)
         if self.faithful:
-            return [base, *(min(rest * mass // sum(masses), patches) for mass in masses)]
+            parts = torch.tensor(masses) / sum(masses) * rest  # float32, as released
+            return [base, *parts.int().clamp(max=patches).tolist()]
         return [base, *_share_out(rest, masses, patches)]
 
     def _masses(self, features: VisionFeatures) -> list[int]:
