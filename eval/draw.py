@@ -9,7 +9,7 @@ In a notebook, after any call of the model:
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def draw_kept(
         if len(widths) > 1:
             panel.set_title(sheet.title, fontsize=9)
     figure.suptitle(f"{seen.packed.patches} of {seen.packed.total} patch tokens", fontsize=10)
-    add_legend(figure, two_stages=seen.two_stages, hole=hole, cropped=any_cropped([seen]))
+    add_legend(figure, [seen], hole=hole)
     return figure
 
 
@@ -76,6 +76,8 @@ def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, hole: bool = True) -> Non
     stages = seen.laid(sheet)
     show(axes, paint(sheet.pixels, stages), sheet)
     kept = int((stages > DROPPED).sum())
+    if not kept:
+        axes.text(0.5, 0.5, "merged tokens only", transform=axes.transAxes, ha="center")
     words = [f"{kept} of {int(sheet.inside.sum())} kept"]
     if hole:
         from eval.look import largest_hole
@@ -135,14 +137,20 @@ def outline(axes: Axes, mask: np.ndarray) -> None:
         axes.add_collection(lines)
 
 
-def add_legend(
-    figure: Figure, *, two_stages: bool, hole: bool = False, cropped: bool = False
-) -> None:
-    """Explain the marks, below everything else, with swatches painted as the patches are."""
-    names = {GLOBAL: "global stage", LOCAL: "local stage"} if two_stages else {GLOBAL: "kept"}
-    names[DROPPED] = "dropped"
-    if cropped:
+def add_legend(figure: Figure, looks: Sequence[Look], *, hole: bool = False) -> None:
+    """Explain the marks in these looks, with swatches painted as the patches are."""
+    staged = [seen.two_stages for seen in looks]
+    names = {GLOBAL: "kept", DROPPED: "dropped"}
+    if any(staged):
+        one = "global stage" if all(staged) else "kept; by HIVTP: global stage"
+        names = {GLOBAL: one, LOCAL: "local stage", DROPPED: "dropped"}
+    if any(not sheet.inside.all() for seen in looks for sheet in seen.sheets):
         names[CROPPED] = "letterbox"
+    add_marks(figure, names, hole=hole)
+
+
+def add_marks(figure: Figure, names: Mapping[int, str], *, hole: bool = False) -> None:
+    """A legend of stages by name."""
     items: list[np.ndarray | str] = []
     for stage, name in names.items():
         swatch = paint(np.full((1, 1, 3), 150, np.uint8), np.array([[stage]]), 24)
@@ -198,7 +206,3 @@ def _framed(swatch: np.ndarray, color: int | tuple[int, int, int], width: int = 
     inner = slice(width, -width)
     framed[inner, inner] = swatch[inner, inner]
     return framed
-
-
-def any_cropped(looks: Sequence[Look]) -> bool:
-    return any(not sheet.inside.all() for seen in looks for sheet in seen.sheets)

@@ -58,7 +58,7 @@ def figures(
 def _draw_all(llava: Any, tokenizer: Any, asked: list[Asked], block: int, out: Path) -> None:
     from eval.flips import WITH, answer_all
     from eval.look import look
-    from eval.plates import Sample, draw_heat, draw_methods, draw_samples
+    from eval.plates import draw_heat, draw_methods, draw_samples
     from eval.schematic import draw_schematic
 
     depth = llava.get_vision_tower().config.num_hidden_layers
@@ -67,11 +67,7 @@ def _draw_all(llava: Any, tokenizer: Any, asked: list[Asked], block: int, out: P
     looks = [look(llava, one.image, range(1, depth + 1)) for one in asked]
     heat = draw_heat(looks, scored=pruners[WITH].layers)
     _save(heat, out / "heat", "Figures 2 and 4-9, importance in every encoder layer")
-    drawn = []
-    for one in asked:
-        answers = answer_all(llava, tokenizer, one.image, one.prompt, pruners)
-        full = answers.pop("unpruned")
-        drawn.append(Sample(one.image, one.question, one.gold, full, answers))
+    drawn = [answer_all(llava, tokenizer, one, pruners) for one in asked]
     _save(draw_samples(drawn), out / "stages", "Figures 3 and 10-13, kept tokens and answers")
     looks = {}
     for title, pruner in _methods(depth, block).items():

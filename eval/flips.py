@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
-from eval.look import ask, largest_hole
-from eval.plates import Sample, is_right
+from eval.look import largest_hole, look
+from eval.plates import Sample
 from eval.samples import Asked
+from llava_hivtp.answer import answer
 from llava_hivtp.pruners import Pruner
 
 WITH, WITHOUT = "with local stage", "without"
@@ -43,7 +42,7 @@ def find_flips(
     model: Any,
     tokenizer: Any,
     asked: Iterable[Asked],
-    pruners: dict[str, Pruner],
+    pruners: Mapping[str, Pruner],
     keep: int,
 ) -> Flips:
     """Answer every question unpruned, WITH and WITHOUT; keep the first `keep` that flip.
@@ -52,16 +51,13 @@ def find_flips(
     """
     flips = Flips()
     for one in asked:
-        answers = answer_all(model, tokenizer, one.image, one.prompt, pruners)
-        full = answers.pop("unpruned")
-        sample = Sample(one.image, one.question, one.gold, full, answers)
-        right = {name: is_right(answer.text, one.gold) for name, answer in answers.items()}
-        right["unpruned"] = is_right(full.text, one.gold)
+        sample = answer_all(model, tokenizer, one, pruners)
+        right = {name: sample.is_right(name) for name in sample.answers}
         flips.questions += 1
         for name, is_so in right.items():
             flips.right[name] = flips.right.get(name, 0) + is_so
-        for name, answer in answers.items():
-            size = sum(int(largest_hole(answer.look.laid(s)).sum()) for s in answer.look.sheets)
+        for name, seen in sample.looks.items():
+            size = sum(int(largest_hole(seen.laid(sheet)).sum()) for sheet in seen.sheets)
             flips.holes[name] = flips.holes.get(name, 0) + size
         flips.lost += right[WITHOUT] and not right[WITH]
         if right[WITH] and not right[WITHOUT]:
@@ -71,16 +67,15 @@ def find_flips(
     return flips
 
 
-def answer_all(
-    model: Any, tokenizer: Any, image: Image.Image, prompt: str, pruners: dict[str, Pruner]
-) -> dict[str, Any]:
-    """The unpruned model's answer and one under every pruner, by name."""
-    answers = {}
-    before = model.pruner
+def answer_all(model: Any, tokenizer: Any, asked: Asked, pruners: Mapping[str, Pruner]) -> Sample:
+    """The unpruned model's answer to one question, and those under the pruners with their looks."""
+    before, answers, looks = model.pruner, {}, {}
     try:
         for name, pruner in {"unpruned": Pruner(), **pruners}.items():
             model.pruner = pruner
-            answers[name] = ask(model, tokenizer, image, prompt)
+            answers[name] = answer(model, tokenizer, asked.image, asked.prompt)
+            if name in pruners:
+                looks[name] = look(model, asked.image)
     finally:
         model.pruner = before
-    return answers
+    return Sample(asked, answers, looks)

@@ -1,9 +1,8 @@
-"""What a model and its pruner make of one image: pixels seen, importance, kept patches, answers."""
+"""What a model and its pruner make of one image: pixels seen, importance, kept patches."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import StoppingCriteria
 
 from eval.draw import CROPPED, DROPPED, LOCAL
 from llava_hivtp.anyres import PackedImage
-from llava_hivtp.conversation import build_prompt, template_name
 from llava_hivtp.images import prepare_images
 from llava_hivtp.importance import received_attention
 from llava_hivtp.pruners import HIVTP, PRUNERS, Pruner, build_pruner
@@ -59,17 +56,6 @@ class Look:
         return np.where(sheet.inside, sheet.lay(self.stages), CROPPED)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer, what it was read from, and how long it took."""
-
-    text: str
-    look: Look
-    ttft: float  # seconds to the first token, from pixels
-    seconds: float  # for the whole answer
-    generated: int  # tokens
-
-
 def look(model: Any, image: Image.Image, layers: Iterable[int] = ()) -> Look:
     """Run the vision tower and `model.pruner` on one image; the language model stays idle.
 
@@ -79,42 +65,6 @@ def look(model: Any, image: Image.Image, layers: Iterable[int] = ()) -> Look:
     with _watching(model, layers) as watch, torch.inference_mode():
         model.encode_images(pixels, sizes)
         return watch.look(model, pixels, sizes)
-
-
-def ask(
-    model: Any,
-    tokenizer: Any,
-    image: Image.Image,
-    question: str,
-    *,
-    layers: Iterable[int] = (),
-    template: str | None = None,
-    max_new_tokens: int = 64,
-) -> Answer:
-    """Answer a question about an image, greedily, under `model.pruner`."""
-    from llava.constants import IMAGE_TOKEN_INDEX
-    from llava.mm_utils import tokenizer_image_token
-
-    pixels, sizes = prepare_images([image], model.get_vision_tower().image_processor, model.config)
-    name = template_name(model.config._name_or_path, model.config, template)
-    prompt = build_prompt(name, question, 1)
-    ids = tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
-    clock = _Clock()
-    with _watching(model, layers) as watch, torch.inference_mode():
-        clock.start(model.device)
-        output = model.generate(
-            ids[None].to(model.device),
-            images=pixels,
-            image_sizes=sizes,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            stopping_criteria=[clock],
-        )
-        clock.stop()
-        seen = watch.look(model, pixels, sizes)
-    text = tokenizer.decode(output[0], skip_special_tokens=True).strip()
-    return Answer(text, seen, clock.first, clock.total, output.shape[1])
 
 
 def chosen(seen: Look, kept: PackedImage | KeptTokens) -> Look:
@@ -212,29 +162,6 @@ def _watching(model: Any, layers: Iterable[int]) -> Iterator[_Watch]:
         yield watch
     finally:
         model.pruner, model.kept = before, kept
-
-
-class _Clock(StoppingCriteria):
-    """Reads the time when the first token is there; never stops anything."""
-
-    first = total = float("nan")
-
-    def start(self, device: torch.device) -> None:
-        self._device = device
-        self._began = self._now()
-
-    def stop(self) -> None:
-        self.total = self._now() - self._began
-
-    def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if self.first != self.first:
-            self.first = self._now() - self._began
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def _to_rgb(pixels: torch.Tensor, model: Any) -> np.ndarray:

@@ -15,10 +15,12 @@ from matplotlib.figure import SubFigure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from PIL import Image
 
-from eval.draw import DPI, GREEN, Picture, add_key, add_legend, any_cropped, show, show_kept
+from eval.draw import DPI, GREEN, Picture, add_key, add_legend, show, show_kept
 
 if TYPE_CHECKING:
-    from eval.look import Answer, Look, Sheet
+    from eval.look import Look, Sheet
+    from eval.samples import Asked
+    from llava_hivtp.answer import Answer
 
 HEAT = "cividis"  # one scale of lightness, the same for colour-blind eyes
 PER_LINE = 12  # panels of a heat map side by side
@@ -28,11 +30,17 @@ PER_LINE = 12  # panels of a heat map side by side
 class Sample:
     """One question about one image, answered by the same model under several pruners."""
 
-    image: Image.Image
-    question: str
-    gold: str  # empty if nobody knows
-    full: Answer
-    answers: Mapping[str, Answer]  # title of the panel -> answer under that pruner
+    asked: Asked
+    answers: Mapping[str, Answer]  # name of the pruner -> answer
+    looks: Mapping[str, Look]  # name of the pruner -> what it kept; those that are drawn
+
+    def is_right(self, name: str) -> bool:
+        """Whether an answer is the expected one, in any case, with or without a full stop."""
+        said, gold = (
+            words.strip().rstrip(".").lower()
+            for words in (self.answers[name].text, self.asked.gold)
+        )
+        return said == gold
 
 
 def draw_heat(looks: Sequence[Look], scored: Sequence[int] = ()) -> Picture:
@@ -63,20 +71,20 @@ def draw_heat(looks: Sequence[Look], scored: Sequence[int] = ()) -> Picture:
 
 def draw_samples(samples: Sequence[Sample]) -> Picture:
     """Kept tokens of every sample under its pruners, beside question and answers."""
-    looks = [answer.look for sample in samples for answer in sample.answers.values()]
+    looks = [seen for sample in samples for seen in sample.looks.values()]
     wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks)
-    panels = len(samples[0].answers)
+    panels = len(samples[0].looks)
     unit = min(2.3, 10.5 / (1 + panels * wide))  # inches, of a square panel
     size = (unit * (1 + panels * wide) + 2.6, (unit + 0.65) * len(samples) + 0.3)
     figure = Picture(figsize=size, dpi=DPI, layout="constrained")
     ratios = [unit, *[unit * wide] * panels, 2.6]
     grid = figure.add_gridspec(len(samples), panels + 2, width_ratios=ratios)
     for line, sample in enumerate(samples):
-        _image_panel(figure.add_subplot(grid[line, 0]), sample.image)
-        for column, (title, answer) in enumerate(sample.answers.items(), 1):
-            _kept_panels(figure, grid[line, column], answer.look, title)
+        _image_panel(figure.add_subplot(grid[line, 0]), sample.asked.image)
+        for column, (title, seen) in enumerate(sample.looks.items(), 1):
+            _kept_panels(figure, grid[line, column], seen, title)
         _write(figure.add_subplot(grid[line, -1]), _words(sample))
-    add_legend(figure, two_stages=True, hole=True, cropped=any_cropped(looks))
+    add_legend(figure, looks, hole=True)
     return figure
 
 
@@ -89,15 +97,12 @@ def draw_methods(image: Image.Image, looks: Mapping[str, Look]) -> Picture:
     figure = Picture(
         figsize=(12, lines * (size / wide + 0.55) + 0.4), dpi=DPI, layout="constrained"
     )
+    figure.get_layout_engine().set(hspace=0.06)
     grid = figure.add_gridspec(lines, columns)
     _image_panel(figure.add_subplot(grid[0]), image)
     for place, (title, seen) in enumerate(looks.items(), 1):
         _kept_panels(figure, grid[place], seen, title, hole=False)
-    add_legend(
-        figure,
-        two_stages=any(seen.two_stages for seen in looks.values()),
-        cropped=any_cropped(list(looks.values())),
-    )
+    add_legend(figure, list(looks.values()))
     return figure
 
 
@@ -153,23 +158,17 @@ def _kept_panels(
 
 
 def _words(sample: Sample) -> str:
-    lines = [sample.question]
-    if sample.gold:
-        lines.append(f"Right answer: {sample.gold}")
-    answers = {"unpruned": sample.full, **sample.answers}
-    for title, answer in answers.items():
+    lines = [sample.asked.question]
+    if sample.asked.gold:
+        lines.append(f"Right answer: {sample.asked.gold}")
+    for name, answer in sample.answers.items():
         mark = ""
-        if sample.gold:
-            mark = "  (right)" if is_right(answer.text, sample.gold) else "  (wrong)"
-        lines.append(f"{title}, {answer.look.packed.patches} tokens:")
+        if sample.asked.gold:
+            mark = "  (right)" if sample.is_right(name) else "  (wrong)"
+        lines.append(f"{name}, {answer.image.patches} tokens:")
         lines.append(f"   {answer.text}{mark}")
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
     return "\n".join(textwrap.fill(line, 34, subsequent_indent="   ") for line in lines)
-
-
-def is_right(text: str, gold: str) -> bool:
-    """Whether an answer is the expected one, in any case and with or without a full stop."""
-    return text.strip().rstrip(".").lower() == gold.strip().rstrip(".").lower()
 
 
 def _write(axes: Axes, words: str) -> None:

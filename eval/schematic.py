@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from eval.draw import DPI, DROPPED, GLOBAL, GREEN, LOCAL, RED, Picture, add_legend, paint
+from eval.draw import DPI, DROPPED, GLOBAL, GREEN, LOCAL, RED, Picture, add_marks, paint
 
 N, R, K, C = 12, 2, 25, 2  # a 12 x 12 grid under the settings of the paper's 50 % row
 SIDE, GAP, BOX = 1.9, 0.5, 1.35  # inches: a grid, the space for an arrow, a box
@@ -49,7 +49,7 @@ def draw_schematic() -> Picture:
     _cuts(axes, 0.2 + BOX + 3 * GAP + 2 * SIDE, C, RED)
     _arrow(axes, x - GAP, MIDDLE + APART)
     _boxes(axes, x, ("projector", "language\nmodel"), "reads the\nkept tokens only")
-    add_legend(figure, two_stages=True)
+    add_marks(figure, {GLOBAL: "global stage", LOCAL: "local stage", DROPPED: "dropped"})
     return figure
 
 
