@@ -24,7 +24,7 @@ def received_attention(features: VisionFeatures, layers: Iterable[int]) -> Tenso
     memory; elsewhere PyTorch does, a few heads at a time.
     """
     layers = tuple(layers)
-    received = sum(_column_means(*_tapped(features, layer)) for layer in layers)
+    received = sum(column_means(*_tapped(features, layer)) for layer in layers)
     return received[:, 1:] / len(layers)
 
 
@@ -36,21 +36,17 @@ def cls_attention(features: VisionFeatures, layer: int) -> Tensor:
     return weights[:, :, 0, 1:].mean(1)
 
 
-def _tapped(features: VisionFeatures, layer: int) -> tuple[Tensor, Tensor]:
-    if layer not in features.queries:
-        raise ValueError(
-            f"layer {layer} was not tapped, only {sorted(features.queries)}; "
-            "name it in the pruner's `layers`"
-        )
-    return features.queries[layer], features.keys[layer]
-
-
-def _column_means(queries: Tensor, keys: Tensor) -> Tensor:
+def column_means(queries: Tensor, keys: Tensor) -> Tensor:
     """Mean over heads and rows of softmax(q k^T / sqrt(Dh)), (T, 1 + N) float32."""
-    if _kernel_runs_on(queries.device):
-        from llava_hivtp.kernels import column_means
+    if kernel_runs_on(queries.device):
+        from llava_hivtp import kernels
 
-        return column_means(queries, keys)
+        return kernels.column_means(queries, keys)
+    return column_means_in_pytorch(queries, keys)
+
+
+def column_means_in_pytorch(queries: Tensor, keys: Tensor) -> Tensor:
+    """The reference, and the form for devices without the kernel."""
     tiles, heads, length, width = queries.shape
     received = torch.zeros(tiles, length, device=queries.device)
     step = max(1, SCRATCH // (4 * length * length))
@@ -64,8 +60,17 @@ def _column_means(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 @functools.cache
-def _kernel_runs_on(device: torch.device) -> bool:
+def kernel_runs_on(device: torch.device) -> bool:
     """Whether the Triton kernel can be used: a GPU that Triton supports, and Triton."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _tapped(features: VisionFeatures, layer: int) -> tuple[Tensor, Tensor]:
+    if layer not in features.queries:
+        raise ValueError(
+            f"layer {layer} was not tapped, only {sorted(features.queries)}; "
+            "name it in the pruner's `layers`"
+        )
+    return features.queries[layer], features.keys[layer]

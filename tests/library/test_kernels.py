@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from llava_hivtp.importance import _column_means
+from llava_hivtp.importance import column_means_in_pytorch
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
@@ -40,7 +40,7 @@ def projected(shape, dtype=torch.float32, seed=0, scale=2.0):
 
 
 def reference(queries, keys):
-    return _column_means(queries.cpu(), keys.cpu())
+    return column_means_in_pytorch(queries.cpu(), keys.cpu())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -93,8 +93,8 @@ def test_nan_shows_in_its_own_tile_only(column_means, bad, which):
 
 def test_without_a_gpu_triton_is_never_imported():
     program = (
-        "import sys, torch; from llava_hivtp.importance import _column_means;"
-        "_column_means(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4));"
+        "import sys, torch; from llava_hivtp.importance import column_means;"
+        "column_means(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4));"
         "sys.exit('triton' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,132 @@
+"""`python -m eval efficiency`: where the time goes, pruned and not, beside what physics allows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eval.rows import LAYOUTS, load_table, select_rows
+
+
+def efficiency(
+    model: Annotated[str, typer.Argument(help="Checkpoint, a folder or a hub id.")] = "",
+    random_weights: Annotated[
+        str, typer.Option(help="Instead of a checkpoint: random weights of this shape.")
+    ] = "",
+    layers: Annotated[
+        int | None, typer.Option(help="Language-model layers of --random-weights, to fit a CPU.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Methods of a table's YAML.")] = None,
+    rows: Annotated[str, typer.Option(help="Its rows: ids, patterns, numbers, sets.")] = "paper",
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method, hivtp:r=2,k=14,c=3; may be repeated.")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT; may be repeated.")] = None,
+    layout: Annotated[str, typer.Option(help="Layouts of AnyRes tiles, by comma.")] = "unpad",
+    text: Annotated[int, typer.Option(help="Prompt tokens beside the image.")] = 64,
+    new_tokens: Annotated[str, typer.Option(help="Answer lengths, by comma.")] = "2,4,10",
+    batch: Annotated[str, typer.Option(help="Batch sizes, by comma.")] = "1",
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds after a warm-up.")] = 20,
+    device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
+    dtype: Annotated[str, typer.Option(help="float16 on a GPU, float32 on a CPU.")] = "",
+    attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    static_cache: Annotated[
+        bool, typer.Option(help="Static cache: a GPU then decodes under CUDA graphs.")
+    ] = False,
+    largest_batch: Annotated[
+        bool, typer.Option(help="Also find the largest batch that fits a GPU.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")] = 0,
+    cpu_time: Annotated[
+        bool, typer.Option(help="On a CPU others use too: count own CPU time; with --threads 1.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Stem of the files written.")] = Path(
+        "results/efficiency"
+    ),
+) -> None:
+    """Time every stage of a request: stock LLaVA, nothing pruned, and every method, in turn.
+
+    TTFT runs from prepared pixels in to the first token out, on the host. Preparing pixels takes
+    every method the same time; it is printed apart. Every method writes equally many tokens.
+    """
+    import torch
+
+    from eval.efficiency import bench, report
+    from eval.efficiency.measure import Spread, machine
+    from eval.efficiency.plot import draw
+
+    if threads:
+        torch.set_num_threads(threads)
+    layouts = _words("layout", layout)
+    if unknown := set(layouts) - set(LAYOUTS):
+        raise typer.BadParameter(f"--layout {unknown.pop()}: choose from {LAYOUTS}")
+    methods = load_table(table) if table else None
+    cases = bench.bases(layouts) + bench.spelled_cases(method or [], layouts)
+    if methods:
+        cases += bench.table_cases(select_rows(methods, rows), layouts)
+    lengths = tuple(integers("new-tokens", new_tokens))
+    sizes = [_size(each) for each in size or ["336x336"]]
+    batches = integers("batch", batch)
+    made = bench.Bench.build(
+        model,
+        random_weights,
+        layers,
+        device,
+        dtype,
+        attention,
+        cpu_time,
+        text=text,
+        rounds=rounds,
+        new_tokens=lengths,
+        static_cache=static_cache,
+    )
+    found = machine(made.device) | {
+        "attention": attention,
+        "cache": "static" if static_cache else "dynamic",
+        "clock": "process" if cpu_time and made.device.type == "cpu" else "wall",
+    }
+    table_rows, sections = [], []
+    for wide, high in sizes:
+        for count in batches:
+            results = made.measure(cases, (wide, high), count)
+            section = report.markdown(results, lengths, found)
+            if count == batches[0]:
+                seconds = Spread.of(made.prepare_seconds((wide, high)))
+                section += f"- Preparing the pixels takes {1e3 * seconds.median:.1f} ms besides.\n"
+            if largest_batch and made.device.type == "cuda" and count == batches[-1]:
+                for case in (result.case for result in results):
+                    most = made.largest_batch(case, (wide, high), max(lengths))
+                    section += f"- Largest batch of {case.label}: {most}\n"
+            typer.echo(section)
+            sections.append(section)
+            table_rows += report.rows(results, lengths, found)
+            # After every setting, so that an interruption loses one.
+            report.write_csv(out.with_suffix(".csv"), table_rows)
+            out.with_suffix(".md").write_text("\n".join(sections))
+            name = out.with_name(f"{out.name}-{wide}x{high}-batch{count}.png")
+            draw(name, results, lengths[len(lengths) // 2], methods)
+    typer.echo(f"written: {out.with_suffix('.csv')}, {out.with_suffix('.md')}, a plot per setting")
+
+
+def _words(option: str, spelled: str) -> list[str]:
+    words = [word for word in re.split(r"[\s,]+", spelled) if word]
+    if not words:
+        raise typer.BadParameter(f"--{option} is empty")
+    return words
+
+
+def integers(option: str, spelled: str) -> list[int]:
+    words = _words(option, spelled)
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise typer.BadParameter(f"--{option} {spelled}: whole numbers from 1, by comma")
+    return sorted({int(word) for word in words})
+
+
+def _size(spelled: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", spelled)
+    if not found:
+        raise typer.BadParameter(f"--size {spelled}: write WIDTHxHEIGHT, such as 640x480")
+    return int(found[1]), int(found[2])

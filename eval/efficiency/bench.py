@@ -1,0 +1,184 @@
+"""Build a model, serve requests in turn, collect what they took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from eval.efficiency.ideal import Ceilings
+from eval.efficiency.measure import ceilings, interleave, peak_bytes, timed
+from eval.efficiency.report import Result, Setting
+from eval.efficiency.request import (
+    Case,
+    Inputs,
+    Run,
+    make_inputs,
+    random_picture,
+    run_request,
+    sizes_of,
+)
+from eval.efficiency.shapes import random_model, shape, shape_of
+from eval.rows import Row
+from llava_hivtp.images import prepare_images
+from llava_hivtp.pruners import build_pruner
+
+
+@dataclass
+class Bench:
+    """A model on its device, and how to measure it."""
+
+    name: str
+    model: Any
+    processor: Any
+    device: torch.device
+    dtype: torch.dtype
+    text: int  # prompt tokens beside the image
+    rounds: int
+    new_tokens: tuple[int, ...]
+    static_cache: bool
+    cpu_time: bool
+    ceilings: Ceilings
+
+    @classmethod
+    def build(
+        cls,
+        path: str,
+        random: str,
+        layers: int | None,
+        device: str,
+        dtype: str,
+        attention: str,
+        cpu_time: bool,
+        **options: Any,
+    ) -> Bench:
+        """Load the checkpoint at `path`, or build the published shape `random`."""
+        if bool(path) == bool(random):
+            raise ValueError("give a checkpoint or --random-weights, one of the two")
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = getattr(torch, dtype or ("float16" if place.type == "cuda" else "float32"))
+        if random:
+            model, processor = random_model(shape(random, layers), str(place), kind, attention)
+        else:
+            from llava_hivtp import load
+
+            model, _, processor, _ = load(
+                path, dtype=kind, device_map=str(place), attn_implementation=attention
+            )
+        limits = ceilings(place, kind, cpu_time)
+        options |= {"cpu_time": cpu_time, "ceilings": limits}
+        return cls(random or path, model, processor, place, kind, **options)
+
+    def measure(self, cases: Sequence[Case], size: tuple[int, int], batch: int) -> list[Result]:
+        """All cases on one image size and batch, in turn, round by round."""
+        inputs = make_inputs(self.model, self.processor, size, batch, self.text)
+        cases = _that_differ(cases, inputs)
+        longest = max(self.new_tokens)
+        serve = {case.label: partial(self.serve, case, inputs, longest) for case in cases}
+        found = interleave(serve, self.rounds)
+        setting = Setting(
+            self.name,
+            shape_of(self.model),
+            str(self.dtype).removeprefix("torch."),
+            self.dtype.itemsize,
+            size,
+            self.text,
+            self.ceilings,
+        )
+        results = []
+        for case in cases:
+            runs = found[case.label]
+            once = partial(self.serve, case, inputs, 1)
+            peak = peak_bytes(once, self.device)
+            flops = count_flops(once)
+            request = sizes_of(self.model, case, inputs, runs[-1])
+            results.append(Result(setting, case, tuple(runs), request, peak, flops))
+        return results
+
+    def serve(self, case: Case, inputs: Inputs, new_tokens: int) -> Run:
+        """One request."""
+        return run_request(self.model, case, inputs, new_tokens, self.static_cache, self.cpu_time)
+
+    def prepare_seconds(self, size: tuple[int, int]) -> list[float]:
+        """Seconds LLaVA's preprocessing takes: equal for all methods, and no part of TTFT."""
+        pictures = [random_picture(size)]
+        prepare = partial(prepare_images, pictures, self.processor, self.model.config)
+        return [timed(prepare, self.device, self.cpu_time) for _ in range(5)]
+
+    def largest_batch(self, case: Case, size: tuple[int, int], new_tokens: int) -> int:
+        """Most requests at once that fit the GPU."""
+
+        def fits(batch: int) -> bool:
+            try:
+                inputs = make_inputs(self.model, self.processor, size, batch, self.text)
+                self.serve(case, inputs, new_tokens)
+            except torch.cuda.OutOfMemoryError:
+                return False
+            finally:
+                torch.cuda.empty_cache()
+            return True
+
+        return largest(fits)
+
+
+def largest(fits: Callable[[int], bool], most: int = 4096) -> int:
+    """Largest number that fits, within an eighth of it: doubling, then halving the gap."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def table_cases(rows: Iterable[Row], layouts: Sequence[str]) -> list[Case]:
+    """The rows of a table, each under every layout."""
+    return [
+        Case(row.id, row.build(), layout, row.block)
+        for layout in layouts
+        for row in rows
+        if row.pruner != "none"
+    ]
+
+
+def spelled_cases(methods: Iterable[str], layouts: Sequence[str]) -> list[Case]:
+    """Methods as a command line spells them: `hivtp:r=2,k=14,c=3`."""
+    cases = []
+    for spelled in methods:
+        name, _, arguments = spelled.partition(":")
+        pairs = [pair.partition("=")[::2] for pair in arguments.split(",") if pair]
+        pruner = build_pruner(name, **dict(pairs))
+        block = round(100 * pruner.budget(1, 576) / 576)
+        cases += [Case(spelled, pruner, layout, block) for layout in layouts]
+    return cases
+
+
+def bases(layouts: Sequence[str]) -> list[Case]:
+    """What every method is compared with: stock LLaVA, and nothing pruned on our own path."""
+    return [Case("stock", None), *(Case("none", build_pruner("none"), each) for each in layouts)]
+
+
+def count_flops(run: Callable[[], Any]) -> int:
+    """FLOPs of one call as torch counts them; a Triton kernel stays uncounted."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={attention: _sdpa_flops}) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _sdpa_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)  # torch knows this formula on GPUs only
+
+
+def _that_differ(cases: Sequence[Case], inputs: Inputs) -> list[Case]:
+    """One tile has no layout: leave its repetitions out."""
+    if inputs.tiles > 1:
+        return list(cases)
+    return list({case.name: replace(case, layout="unpad") for case in reversed(cases)}.values())[
+        ::-1
+    ]

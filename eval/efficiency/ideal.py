@@ -1,0 +1,126 @@
+"""What a request costs in arithmetic and memory traffic, and the least time that can take.
+
+Closed forms: multiplications and additions both count, a matrix product (m, k) x (k, n) is 2 m k n.
+Attention counts whole squares, as `torch.utils.flop_counter` does, also where a causal mask empties
+half of them. Norms, activations and softmax are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from eval.efficiency.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device was measured to reach in the dtype of the weights."""
+
+    flops: float  # per second, large matrix product
+    bytes: float  # per second, streaming
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic and least memory traffic of one stage."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, ceilings: Ceilings) -> float:
+        """No device with these ceilings is faster."""
+        return max(self.flops / ceilings.flops, self.bytes / ceilings.bytes)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Sizes of one request, or of a batch of equal ones."""
+
+    batch: int
+    tiles: int  # per image
+    depth: int  # encoder layers that run
+    projected: int  # tokens per image that pass the projector
+    length: int  # positions of the prompt, image included, in the language model
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Work of the stages up to the first token."""
+
+    tower: Work
+    project: Work
+    prefill: Work
+
+    @property
+    def flops(self) -> float:
+        """Of all stages."""
+        return sum(getattr(self, field.name).flops for field in fields(self))
+
+    def seconds(self, ceilings: Ceilings) -> float:
+        """Least time to the first token; choosing tokens is free."""
+        return sum(getattr(self, field.name).seconds(ceilings) for field in fields(self))
+
+
+def stages(shape: Shape, request: Request, itemsize: int) -> Stages:
+    """Work up to the first token. `itemsize`: bytes per weight and per cached number."""
+    return Stages(
+        _tower(shape, request, itemsize),
+        _project(shape, request, itemsize),
+        _prefill(shape, request, itemsize),
+    )
+
+
+def decode(shape: Shape, request: Request, itemsize: int, step: int) -> Work:
+    """Work of the `step`-th token after the first (from 1): every weight and cached key is read."""
+    length = request.length + step
+    per_layer = _lm_layer_weights(shape)
+    flops = 2 * shape.layers * per_layer + 4 * shape.layers * shape.width * length
+    weights = shape.layers * per_layer + shape.width * shape.vocab
+    flops = request.batch * (flops + 2 * shape.width * shape.vocab)
+    return Work(flops, weights * itemsize + cache_bytes(shape, request, itemsize, step))
+
+
+def cache_bytes(shape: Shape, request: Request, itemsize: int, generated: int = 0) -> int:
+    """Keys and values of the prompt and of `generated` tokens."""
+    per_token = 2 * shape.layers * shape.kv_width * itemsize
+    return request.batch * (request.length + generated) * per_token
+
+
+def score_flops(shape: Shape, tiles: int, layers: int) -> int:
+    """Logits of the tapped layers: all that received attention multiplies."""
+    return 2 * tiles * layers * (1 + shape.tower.patches) ** 2 * shape.tower.width
+
+
+def tap_bytes(shape: Shape, layers: int, itemsize: int) -> int:
+    """Stored queries and keys of one tile."""
+    return 2 * layers * (1 + shape.tower.patches) * shape.tower.width * itemsize
+
+
+def _tower(shape: Shape, request: Request, itemsize: int) -> Work:
+    tower = shape.tower
+    tokens = 1 + tower.patches
+    embed = 3 * tower.patch**2 * tower.width
+    weights = 4 * tower.width**2 + 2 * tower.width * tower.mlp
+    layer = 2 * weights * tokens + 4 * tokens**2 * tower.width
+    flops = request.batch * request.tiles * (2 * embed * tower.patches + request.depth * layer)
+    return Work(flops, (embed + request.depth * weights) * itemsize)
+
+
+def _project(shape: Shape, request: Request, itemsize: int) -> Work:
+    weights = shape.tower.width * shape.width + shape.width**2
+    return Work(2 * weights * request.batch * request.projected, weights * itemsize)
+
+
+def _prefill(shape: Shape, request: Request, itemsize: int) -> Work:
+    """LLaVA asks for the logits of every position, not of the last one alone."""
+    length = request.length
+    head = shape.width * shape.vocab
+    layer = 2 * _lm_layer_weights(shape) * length + 4 * length**2 * shape.width
+    flops = request.batch * (shape.layers * layer + 2 * head * length)
+    weights = shape.layers * _lm_layer_weights(shape) + head
+    return Work(flops, weights * itemsize + cache_bytes(shape, request, itemsize))
+
+
+def _lm_layer_weights(shape: Shape) -> int:
+    attention = 2 * shape.width**2 + 2 * shape.width * shape.kv_width
+    return attention + 3 * shape.width * shape.mlp

@@ -1,0 +1,216 @@
+"""One random vision tower, called as stock LLaVA does, as this library does, and for its maps."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, CLIPVisionConfig
+
+from eval.efficiency.measure import (
+    Clock,
+    Spread,
+    ceilings,
+    interleave,
+    peak_bytes,
+    ratios,
+    synchronize,
+    timed,
+)
+from eval.efficiency.shapes import Encoder
+from llava_hivtp import importance
+from llava_hivtp.pruners import HIVTP
+from llava_hivtp.vision import VisionFeatures, encode_tiles, encoder_of
+
+TILES = (1, 5, 80)  # of the memory table: one image, one of AnyRes, sixteen of AnyRes
+
+
+@dataclass
+class Towers:
+    """One random tower, to be called in three ways."""
+
+    stock: nn.Module
+    eager: nn.Module  # the same weights; attention maps need eager attention
+    pruner: HIVTP
+    depth: int
+    device: torch.device
+    cpu_time: bool
+
+    @classmethod
+    def build(
+        cls, encoder: Encoder, device: torch.device, dtype: torch.dtype, cpu_time: bool
+    ) -> Towers:
+        """Random weights of an encoder's shape."""
+        config = CLIPVisionConfig(
+            hidden_size=encoder.width,
+            intermediate_size=encoder.mlp,
+            num_hidden_layers=encoder.layers,
+            num_attention_heads=encoder.heads,
+            image_size=encoder.side,
+            patch_size=encoder.patch,
+        )
+        torch.manual_seed(0)
+        stock = AutoModel.from_config(config).to(device, dtype).eval().requires_grad_(False)
+        eager = AutoModel.from_config(config, attn_implementation="eager").to(device, dtype).eval()
+        eager.load_state_dict(stock.state_dict())
+        eager.requires_grad_(False)
+        return cls(stock, eager, HIVTP(), encoder.layers - 1, device, cpu_time)
+
+    def compare(self, tiles: int, rounds: int) -> list[dict[str, Any]]:
+        """Rows of the three ways, of the parts that are the library's own, and of the net cost."""
+        side = self.stock.config.image_size
+        dtype = next(self.stock.parameters()).dtype
+        pixels = torch.randn(tiles, 3, side, side, device=self.device).to(dtype)
+        ways = {
+            "stock tower": partial(self.stock_way, pixels),
+            "tower, tap, score, select": partial(self.own_way, pixels),
+            "output_attentions=True": partial(self.maps_way, pixels),
+        }
+        times = interleave(ways, rounds)
+        stock, own, _ = times.values()
+        stock_seconds = [run["all"] for run in stock]
+        peaks = {name: peak_bytes(way, self.device) for name, way in ways.items()}
+        least = peaks["stock tower"]
+        rows = []
+        for name, runs in times.items():
+            seconds = [run["all"] for run in runs]
+            row = _row(name, Spread.of(seconds), ratios(seconds, stock_seconds))
+            rows.append(row | {"peak_bytes": peaks[name], "peak_ratio": peaks[name] / least})
+        for name in ("tap", "score + select"):
+            seconds = [run[name] for run in own]
+            rows.append(_row(name, Spread.of(seconds), ratios(seconds, stock_seconds)))
+        seconds = [run["tap"] + run["score + select"] for run in own]
+        rows.append(_row("gross cost", Spread.of(seconds), ratios(seconds, stock_seconds)))
+        seconds = [ours["all"] - theirs for ours, theirs in zip(own, stock_seconds, strict=True)]
+        rows.append(
+            _row("net of the layer left out", Spread.of(seconds), ratios(seconds, stock_seconds))
+        )
+        return rows
+
+    def stock_way(self, pixels: Tensor) -> dict[str, float]:
+        """As stock LLaVA does: all layers, every hidden state kept, the penultimate one read."""
+        return self._timed(lambda: self.stock(pixels, output_hidden_states=True).hidden_states[-2])
+
+    def maps_way(self, pixels: Tensor) -> dict[str, float]:
+        """All maps and all hidden states."""
+        return self._timed(
+            lambda: self.eager(pixels, output_attentions=True, output_hidden_states=True)
+        )
+
+    def own_way(self, pixels: Tensor) -> dict[str, float]:
+        """Tapped, one layer shorter; then score and select. The tap's hooks are timed apart."""
+        hooks = _HookTimes(self.stock, self.pruner.layers, self.cpu_time)
+        with torch.inference_mode(), hooks:
+            clock = Clock(self.device, self.cpu_time)
+            hidden, tap = encode_tiles(self.stock, pixels, self.depth, self.pruner.layers)
+            features = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
+            synchronize(clock.on_gpu)
+            choose = timed(lambda: self.pruner.select(features), self.device, self.cpu_time)
+            everything = clock.host_seconds()
+        return {"all": everything, "tap": hooks.seconds, "score + select": choose}
+
+    def scratch(self, tiles: int) -> tuple[int, int]:
+        """Peak bytes of scoring random queries and keys of `tiles` tiles, and their own bytes."""
+        features = self._random_features(tiles)
+        score = partial(importance.received_attention, features, self.pruner.layers)
+        with torch.inference_mode():
+            peak = peak_bytes(score, self.device)
+        stored = [*features.queries.values(), *features.keys.values()]
+        return peak, sum(tensor.nbytes for tensor in stored)
+
+    def kernel(self, rounds: int) -> list[str]:
+        """On a GPU: the Triton kernel and the PyTorch form, against their least traffic."""
+        dtype = next(self.stock.parameters()).dtype
+        limits = ceilings(self.device, dtype)
+        lines = ["| tiles | kernel, us per layer | PyTorch form | floor | largest difference |"]
+        lines += ["|--:|--:|--:|--:|--:|"]
+        for tiles in TILES:
+            features = self._random_features(tiles)
+            layer = self.pruner.layers[0]
+            q, k = features.queries[layer], features.keys[layer]
+            if not importance.kernel_runs_on(q.device):
+                return ["The Triton kernel does not run: Triton is missing, or the GPU is too old."]
+            kernel = partial(importance.column_means, q, k)
+            plain = partial(importance.column_means_in_pytorch, q, k)
+            with torch.inference_mode():
+                ways = {
+                    "kernel": partial(timed, kernel, self.device),
+                    "plain": partial(timed, plain, self.device),
+                }
+                times = interleave(ways, rounds, warmup=2)
+                apart = (kernel() - plain()).abs().max() / plain().max()
+            cells = [f"{1e6 * Spread.of(seconds).median:.0f}" for seconds in times.values()]
+            # Queries and keys once each, and twice the arithmetic: the logits are made two times.
+            traffic = (q.nbytes + k.nbytes) / limits.bytes
+            length, width = q.shape[2], q.shape[1] * q.shape[3]
+            arithmetic = 2 * 2 * tiles * length**2 * width / limits.flops
+            floor = f"{1e6 * traffic:.1f} traffic, {1e6 * arithmetic:.1f} arithmetic"
+            lines.append(f"| {tiles} | {cells[0]} | {cells[1]} | {floor} | {float(apart):.1e} |")
+        return lines
+
+    def _random_features(self, tiles: int) -> VisionFeatures:
+        config, dtype = self.stock.config, next(self.stock.parameters()).dtype
+        length = 1 + (config.image_size // config.patch_size) ** 2
+
+        def projected() -> Tensor:
+            flat = torch.randn(tiles, length, config.hidden_size, device=self.device).to(dtype)
+            return flat.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+
+        tokens = torch.zeros(tiles, length - 1, 1, device=self.device)
+        queries = {layer: projected() for layer in self.pruner.layers}
+        keys = {layer: projected() for layer in self.pruner.layers}
+        return VisionFeatures(tokens, tokens[:, 0], queries, keys)
+
+    def _timed(self, run: Any) -> dict[str, float]:
+        with torch.inference_mode():
+            return {"all": timed(run, self.device, self.cpu_time)}
+
+
+class _HookTimes:
+    """Seconds spent in the tap's hooks: between one of ours before and one after each of them."""
+
+    def __init__(self, tower: nn.Module, layers: tuple[int, ...], cpu_time: bool) -> None:
+        attention = [encoder_of(tower).layers[layer - 1].self_attn for layer in layers]
+        self._tower = tower
+        self._projections = [p for each in attention for p in (each.q_proj, each.k_proj)]
+        self._now = time.process_time if cpu_time else time.perf_counter
+        self._hooks = ExitStack()
+        self.seconds = 0.0
+
+    def __enter__(self) -> _HookTimes:
+        for projection in self._projections:
+            self._add(projection.register_forward_hook(lambda *_: self._count(-self._now())))
+        # Hooks run in the order they were registered, and the tap registers before the tower runs.
+        self._add(self._tower.register_forward_pre_hook(self._follow))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def _follow(self, *_: Any) -> None:
+        for projection in self._projections:
+            self._add(projection.register_forward_hook(lambda *_: self._count(self._now())))
+
+    def _count(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def _add(self, handle: Any) -> None:
+        self._hooks.callback(handle.remove)
+
+
+def _row(name: str, seconds: Spread, ratio: Spread) -> dict[str, Any]:
+    return {
+        "what": name,
+        "ms": 1e3 * seconds.median,
+        "ms_q1": 1e3 * seconds.low,
+        "ms_q3": 1e3 * seconds.high,
+        "ratio": ratio.median,
+        "ratio_q1": ratio.low,
+        "ratio_q3": ratio.high,
+        "rounds": seconds.count,
+    }
