@@ -94,19 +94,14 @@ class HiRED(ScorePruner):
 
 def _share_out(total: int, masses: list[int], most: int) -> list[int]:
     """Split `total` in proportion to masses, at most `most` each; largest remainders first."""
-    counts = [most] * len(masses)
-    room = list(range(len(masses)))  # tiles that may still turn out below `most`
-    while room:
-        mass = [masses[i] for i in room] if any(masses[i] for i in room) else [1] * len(room)
-        left = total - most * (len(masses) - len(room))
-        parts = [left * m // sum(mass) for m in mass]
-        fractions = [left * m % sum(mass) for m in mass]
-        for i in sorted(range(len(room)), key=lambda i: -fractions[i])[: left - sum(parts)]:
+    counts = [0] * len(masses)
+    while left := total - sum(counts):  # again with what did not fit
+        room = [count < most for count in counts]
+        shares = [mass * free for mass, free in zip(masses, room, strict=True)]
+        shares = shares if any(shares) else [int(free) for free in room]
+        parts = [left * mass // sum(shares) for mass in shares]
+        fractions = [left * mass % sum(shares) for mass in shares]
+        for i in sorted(range(len(parts)), key=lambda i: -fractions[i])[: left - sum(parts)]:
             parts[i] += 1
-        full = {i for i, part in zip(room, parts, strict=True) if part > most}
-        if not full:
-            for i, part in zip(room, parts, strict=True):
-                counts[i] = part
-            break
-        room = [i for i in room if i not in full]
+        counts = [min(count + part, most) for count, part in zip(counts, parts, strict=True)]
     return counts

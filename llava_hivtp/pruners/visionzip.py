@@ -36,21 +36,14 @@ class VisionZip(Pruner):
         check_share("keep", self.keep)
         if len(self.layers) != 1:
             raise ValueError(f"layers must be one layer, got {self.layers}")
-        if (self.dominant is None) != (self.contextual is None):
-            raise ValueError(
-                f"give both dominant and contextual, or keep alone; got dominant={self.dominant}, "
-                f"contextual={self.contextual}"
-            )
-        if self.dominant is None:
-            return
-        if self.keep != 1:
-            raise ValueError(f"give dominant and contextual, or keep={self.keep}, not both")
-        for name, value, least in (
-            ("dominant", self.dominant, 1),
-            ("contextual", self.contextual, 0),
+        given = (self.dominant, self.contextual)
+        if given != (None, None) and (
+            self.keep != 1 or any(type(value) is not int for value in given) or min(given) < 0
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+            raise ValueError(
+                "give keep, or dominant and contextual as whole numbers; got "
+                f"keep={self.keep}, dominant={self.dominant!r}, contextual={self.contextual!r}"
+            )
 
     def split(self, n_patches: int) -> tuple[int, int]:
         """Dominant tokens, CLS included, and contextual tokens of a tile."""
@@ -60,10 +53,10 @@ class VisionZip(Pruner):
             count = share(self.keep, n_patches)
             contextual = int(Fraction(count * 10, 64) + Fraction(1, 2))
             dominant = count - contextual
-        if dominant + contextual > 1 + n_patches:
+        if dominant < 1 or dominant + contextual > 1 + n_patches:
             raise ValueError(
-                f"dominant={dominant} and contextual={contextual} do not fit the {1 + n_patches} "
-                "tokens of a tile; lower their sum"
+                f"dominant={dominant}, contextual={contextual} do not fit the {1 + n_patches} "
+                "tokens of a tile: dominant is at least 1 (CLS), their sum at most that"
             )
         return dominant, contextual
 
@@ -72,21 +65,16 @@ class VisionZip(Pruner):
         dominant, contextual = self.split(features.n_patches)
         attention = finite(cls_attention(features, *self.layers))
         patch = best(attention, dominant - 1)
-        rest = best(
-            torch.ones_like(attention).scatter_(1, patch, 0), features.n_patches + 1 - dominant
-        )
-        merged = _merge(_rows(features.tokens, rest), self._metric(features, rest), contextual)
+        is_rest = torch.ones_like(attention).scatter_(1, patch, 0)
+        rest = best(is_rest, features.n_patches + 1 - dominant)
+        metric = features.keys[self.layers[0]].float().mean(1)[:, 1:]  # (T, N, Dh)
+        merged = _merge(_rows(features.tokens, rest), _rows(metric, rest), contextual)
         tokens = [features.cls[:, None], _rows(features.tokens, patch), merged]
         return _in_order(torch.cat(tokens, 1), patch)
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """`dominant` + `contextual`, or floor(keep * N), in every tile."""
         return n_tiles * sum(self.split(n_patches))
-
-    def _metric(self, features: VisionFeatures, rest: Tensor) -> Tensor:
-        """Directions of the keys of the patches `rest`, (T, M, Dh)."""
-        (layer,) = self.layers
-        return normalize(_rows(features.keys[layer].float().mean(1)[:, 1:], rest), dim=-1)
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:
@@ -99,7 +87,7 @@ def _merge(tokens: Tensor, metric: Tensor, count: int) -> Tensor:
     if not count:
         return tokens[:, :0]
     index = torch.arange(tokens.shape[1], device=tokens.device)
-    step = tokens.shape[1] // count
+    step, metric = tokens.shape[1] // count, normalize(metric, dim=-1)
     is_target = (index % step == 0) & (index < step * count)
     target, other = index[is_target], index[~is_target]
     likeness = metric[:, other] @ metric[:, target].transpose(1, 2)
@@ -114,9 +102,8 @@ def _in_order(tokens: Tensor, patch: Tensor) -> KeptTokens:
     tiles, count = tokens.shape[:2]
     place = patch.new_full((tiles, count), -1)
     place[:, 1 : 1 + patch.shape[1]] = patch
-    group = torch.full_like(place, 3)  # after the base tile (0): dominant 1, CLS 2, contextual 3
-    group[:, 0] = 2
-    group[place >= 0] = 1
+    group = torch.where(place >= 0, 1, 3)  # behind the base tile 0: dominant 1, contextual 3
+    group[:, 0] = 2  # CLS
     group[0] = 0
     order = group.flatten().argsort(stable=True)
     return KeptTokens(tokens.flatten(0, 1)[order], order // count, place.flatten()[order])

@@ -26,7 +26,8 @@ class VisPruner(ScorePruner):
     the next comparison, most alike first.
 
     Where we differ from the released code: it stops with an error on an odd number of candidates,
-    and where fewer than 8 can go; here the odd one takes part, and so many go as can.
+    and where fewer than 8 can go; here the odd one takes part, and so many go as can. A rounding
+    error may reorder the candidates and change many picks, there as here.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
