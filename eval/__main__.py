@@ -5,6 +5,9 @@ import typer
 from eval.claims import claims
 from eval.doctor import doctor
 from eval.efficiency import efficiency
+from eval.explore import explore
+from eval.figures import figures
+from eval.methods import methods
 from eval.prefetch import prefetch
 from eval.run import run
 from eval.status import status
@@ -19,6 +22,9 @@ app.command()(table)
 app.command()(claims)
 app.command()(status)
 app.command()(efficiency)
+app.command()(figures)
+app.command()(explore)
+app.command()(methods)
 app.command()(tap)
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""`python -m eval explore`: a page in the browser to see what a pruner keeps, and what it costs."""
+
+from __future__ import annotations
+
+import io
+import random
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from eval.draw import Picture
+    from llava_hivtp.answer import Answer
+    from llava_hivtp.pruners import Pruner
+
+MAX_SIDE = 6000  # pixels: LLaVA pads an image to a square, so a thin strip is large as well
+MAX_FILE = "20mb"
+MAX_QUESTION = 500  # characters
+NO_WINDOWS = "none"  # no local stage
+EXAMPLES = (  # kind of drawing, seed, question
+    ("scene", 3, "Is there a circle in the image?"),
+    ("sign", 5, "What is written on the sign?"),
+    ("diagram", 8, "Is there a red box in the image?"),
+)
+
+
+def explore(
+    model: Annotated[
+        str | None, typer.Option(envvar="MODEL", help="Checkpoint; default: the embedded.")
+    ] = None,
+    port: Annotated[int, typer.Option(envvar="PORT", help="0: any free one.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to bind to; the page has no password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open a page: pick an image, ask, move the sliders, see what is kept."""
+    try:
+        from eval.page import build_page, launch
+    except ImportError as error:
+        typer.echo(f"the page needs gradio ({error}): pip install 'llava_hivtp[demo]'", err=True)
+        raise typer.Exit(1) from None
+    from eval.samples import embedded_model
+    from llava_hivtp import load
+
+    try:
+        llava, tokenizer, _, _ = load(model or embedded_model())
+    except (OSError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    launch(build_page(Bench(llava, tokenizer), model or "The embedded model"), host, port)
+
+
+class Bench:
+    """One model that serves one request at a time."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.lock = threading.Lock()
+        config = model.get_vision_tower().config
+        self.depth = config.num_hidden_layers
+        self.side = config.image_size // config.patch_size
+        self.tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
+
+    def draw(self, image: Image.Image, pruner: Pruner, layout: str) -> Image.Image:
+        """The kept tokens."""
+        from eval.draw import draw_kept
+        from eval.look import look
+
+        with self.lock:
+            self.model.pruner, self.model.layout = pruner, layout
+            kept = look(self.model, image).packed
+            return _raster(draw_kept(image, kept, self.model))
+
+    def heat(self, image: Image.Image, pruner: Pruner) -> Image.Image:
+        """Importance in every encoder layer."""
+        from eval.look import look
+        from eval.plates import draw_heat
+
+        with self.lock:
+            self.model.pruner = pruner
+            seen = look(self.model, image, range(1, self.depth + 1))
+            return _raster(draw_heat([seen], scored=pruner.layers))
+
+    def answers(
+        self, image: Image.Image, prompt: str, pruner: Pruner, layout: str
+    ) -> tuple[Answer, Answer]:
+        """The unpruned model's answer and the pruned one's."""
+        from llava_hivtp.answer import answer
+        from llava_hivtp.pruners import Pruner
+
+        found = []
+        with self.lock:
+            self.model.layout = layout
+            for chosen in (Pruner(), pruner):
+                self.model.pruner = chosen
+                # The first request of a kind pays for memory and caches: let it go.
+                answer(self.model, self.tokenizer, image, prompt, max_new_tokens=1)
+                found.append(answer(self.model, self.tokenizer, image, prompt))
+        return found[0], found[1]
+
+    def pruner(
+        self, method: str, r: int, k: float, c: str, keep: float, layers: list[int]
+    ) -> Pruner:
+        """The method as the controls say; a ValueError tells what does not fit."""
+        from eval.look import fitted
+
+        arguments: dict[str, Any] = {}
+        if method == "hivtp":
+            arguments = {"r": r, "k": k, "c": None if c == NO_WINDOWS else int(c)}
+        elif method != "none":
+            arguments = {"keep": keep / 100}
+        if self.default_layers(method):
+            arguments["layers"] = tuple(sorted(layers))
+        pruner = fitted(method, self.depth, **arguments)
+        pruner.check(self.depth, self.side**2)
+        return pruner
+
+    def default_layers(self, method: str) -> list[int]:
+        """Encoder layers a method reads on this model."""
+        from eval.look import fitted
+
+        return list(fitted(method, self.depth).layers)
+
+    def divisors(self) -> list[int]:
+        """What r and c may be: they cut the grid evenly."""
+        return [d for d in range(1, self.side + 1) if self.side % d == 0]
+
+
+def open_bounded(path: str | Path) -> Image.Image:
+    """Open an uploaded image; too large or not an image is a ValueError fit to be shown."""
+    from PIL import Image
+
+    from llava_hivtp.images import open_image
+
+    name = Path(path).name
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name} is too large; {MAX_SIDE} pixels a side are the most") from None
+    except (OSError, SyntaxError, ValueError):
+        raise ValueError(f"{name} is no image that can be read") from None
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"{name} is {width} x {height} pixels; {MAX_SIDE} a side are the most: make it smaller"
+        )
+    try:
+        return open_image(path)
+    except (OSError, ValueError):
+        raise ValueError(f"{name} is damaged and cannot be read") from None
+
+
+def examples(tiled: bool) -> list[tuple[Image.Image, str]]:
+    """Drawings of our own with something to ask about each; larger ones for an AnyRes model."""
+    from eval.nano.draw import draw
+
+    shape = {"size": (288, 144), "scale": 1.4} if tiled else {}
+    return [
+        (draw(random.Random(seed), kind, **shape).image, words) for kind, seed, words in EXAMPLES
+    ]
+
+
+def _raster(figure: Picture) -> Image.Image:
+    from PIL import Image
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return Image.open(file)
