@@ -8,6 +8,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE"
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported: run kernels on CPUs
 
 
 @pytest.fixture(scope="session")
