@@ -13,7 +13,6 @@ from pathlib import Path
 
 from eval.identity import digest_files
 
-
 _NUMBERED = re.compile(r"-\d+-of-\d+\.parquet$")
 
 

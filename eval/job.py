@@ -51,7 +51,7 @@ class Job:
         left = [unit for unit in self.units if self._left(unit)]
         logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
         if left:
-            data.check(self.data, {unit.task for unit in left})
+            data.check(self.data, [unit.task for unit in left])
             with own_rank() as rank, _signals(), _inside(self.data):
                 worker = self._load()
                 for unit in rank.order(left):

@@ -33,8 +33,11 @@ def load_task(name: str) -> Task:
     from lmms_eval.tasks import get_task_dict
     from tenacity import RetryError
 
+    from llava_hivtp.lmms import whole_images
+
     try:
-        task = get_task_dict([name], _manager(), "simple")[name]
+        with whole_images():
+            task = get_task_dict([name], _manager(), "simple")[name]
     except RetryError as error:  # says nothing; what it retried does
         raise error.last_attempt.exception() from error
     # Files for leaderboards: unread here, and MMBench's breaks on a control character.

@@ -88,7 +88,7 @@ class Worker:
         benchmark = BENCHMARKS[unit.task]
         own = {
             "name": unit.task,
-            "version": task.dump_config().get("metadata") or "none",
+            "version": _version(task),
             "metric": benchmark.metric,
             "measures": benchmark.measures,
             "data": data.digest(self.folder, unit.task),
@@ -130,3 +130,10 @@ class Worker:
             "protocol": protocol,
             "provenance": provenance(),
         }
+
+
+def _version(task: Any) -> str:
+    """What a task's YAML says under `metadata`, where anything may stand."""
+    found = task.dump_config().get("metadata") or []
+    entries = found if isinstance(found, list) else [found]
+    return ", ".join(str(e.get("version", e)) if isinstance(e, dict) else str(e) for e in entries)

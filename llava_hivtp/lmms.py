@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from PIL import Image, ImageFile
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
-    from PIL import Image
 
 _DEFAULTS = {"max_new_tokens": 1024, "num_beams": 1}
 _SAMPLING = ("temperature", "top_p", "top_k")  # without effect, and warned of, in greedy decoding
@@ -139,7 +140,8 @@ class LlavaHIVTP(lmms):
         """Open the document behind a request; a broken image is an error that names it."""
         question, options, doc_to_visual, doc_id, task, split = instance.args
         try:
-            visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+            with whole_images():
+                visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{task}: document {doc_id} cannot be read: {error}") from error
         return Request(question, dict(options), tuple(v for v in visuals if v is not None))
@@ -240,6 +242,17 @@ class LlavaHIVTP(lmms):
         for count in images:
             own = [next(kept) for _ in range(count)]
             yield tuple(sum(getattr(i, n) for i in own) for n in ("patches", "newlines", "total"))
+
+
+@contextmanager
+def whole_images() -> Iterator[None]:
+    """Let a file that is cut off be an error; lmms-eval has PIL fill it up with grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 class _Stop:

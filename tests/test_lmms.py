@@ -276,6 +276,6 @@ def test_lmms_eval_finds_the_model_by_entry_point(tiny, drawn, tmp_path):
         )  # fmt: skip
         (samples,) = (tmp_path / name).rglob("*samples_pope.jsonl")
         records = [json.loads(line) for line in samples.read_text().splitlines()]
-        answers[name] = {record["doc_id"]: record["resps"] for record in records}
+        answers[name] = {record["doc_id"]: record["filtered_resps"] for record in records}
     assert answers["one"] == answers["two"]
     assert len(answers["one"]) == 4
