@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llava_hivtp import PRUNERS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,3 +24,13 @@ def test_the_example_runs_as_printed(tmp_path):
     assert run.returncode == 0, run.stderr
     kept = re.search(r"kept (\d+) of 576 tokens", run.stdout)
     assert 252 <= int(kept[1]) <= 288
+
+
+def test_the_method_shown_in_full_is_the_file():
+    source = (ROOT / "llava_hivtp" / "pruners" / "fopru.py").read_text()
+    assert f"```python\n{source}```" in (ROOT / "README.md").read_text()
+
+
+def test_every_method_is_listed():
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in PRUNERS)
