@@ -50,5 +50,24 @@ def train(
     typer.echo(f"{picture}\n{checkpoint}\nsha256 {digest(checkpoint)}")
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="data, results, tables")] = Path("results/nano"),
+    size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",
+    rows: Annotated[
+        str | None, typer.Option(help="Rows of Tables 1 and 2, as in 'full,*-25'; all by default.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="First N questions per set; even, for MME.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
+) -> None:
+    """Tables 1, 2 and 3 on the embedded model."""
+    from eval.nano.demo import Demo, run_demo
+
+    for line in run_demo(Demo(out, size, rows, limit, workers)):
+        typer.echo(line)
+
+
 if __name__ == "__main__":
     app()

@@ -76,10 +76,14 @@ def fit(
             _save(state_file, done, time.monotonic() - began, module, optimizer)
 
 
-def finished(folder: Path, stage: str, steps: int) -> bool:
-    """Whether this stage's last step is on disk."""
+def restore(folder: Path, stage: str, module: nn.Module, steps: int) -> bool:
+    """Load a stage whose last step is on disk, without what only training needs."""
     file = folder / f"{stage}.pt"
-    return file.is_file() and torch.load(file, weights_only=True)["step"] >= steps
+    state = torch.load(file, weights_only=True) if file.is_file() else {"step": -1}
+    if state["step"] < steps:
+        return False
+    module.load_state_dict(state["module"])
+    return True
 
 
 def _resume(file: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from eval.nano.checkpoint import export
 from eval.nano.draw import LARGE
-from eval.nano.fit import Schedule, fit
+from eval.nano.fit import Schedule, fit, restore
 from eval.nano.language import (
     Album,
     Newline,
@@ -39,6 +39,7 @@ class Sizes:
 
     tower_steps: int = 5000
     language_steps: int = 2000
+    nodrop_steps: int = 1400  # seeing all patches in every step, each takes twice as long
     album: int = 10_000
     anyres_steps: int = 800
     anyres_album: int = 1500
@@ -76,6 +77,8 @@ def train_language(
     with torch.no_grad():
         words = parts["heads"].words.weight
         learning["language"].get_input_embeddings().weight.copy_(words)
+    if restore(folder, "language", learning, steps):
+        return learning.eval()
     album = make_album(parts, "album", album_size)
     held_out = make_album(parts, "held out", min(200, album_size))
 
@@ -104,6 +107,8 @@ def train_anyres(
     learning = nn.ModuleDict(
         {"language": small["language"], "projector": small["projector"], "newline": Newline()}
     )
+    if restore(folder, "anyres", learning, steps):
+        return learning.eval()
     each = album_size // len(LARGE)
     albums = [make_album(parts, f"large {c}", each, c) for c in LARGE]
     held_out = [make_album(parts, f"held out {c}", min(40, each), c) for c in LARGE]
@@ -147,8 +152,9 @@ def train(out: Path, variant: str, size: Sizes = Sizes()) -> Path:
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     parts = train_tower(out / "tower", size.tower_steps)
-    flat = "nodrop" if variant == "nodrop" else "v15"
-    learned = train_language(out / flat, parts, flat == "v15", size.language_steps, size.album)
+    drop = variant != "nodrop"
+    flat, steps = ("v15", size.language_steps) if drop else (variant, size.nodrop_steps)
+    learned = train_language(out / flat, parts, drop, steps, size.album)
     if variant == "anyres":
         learned = train_anyres(out / variant, parts, learned, size.anyres_steps, size.anyres_album)
     return export(out / variant / "checkpoint", parts, learned, variant == "anyres")

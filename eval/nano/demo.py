@@ -1,0 +1,170 @@
+"""Tables 1, 2 and 3 on the embedded model, offline, in minutes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval import store
+from eval.rows import Table, load_table, select_rows, units
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+NOTE = """\
+This is the embedded model: a LLaVA of 2.3 million weights, trained in under an hour on drawn
+pictures, answering questions about drawn pictures. It shows that the whole pipeline works and what
+its tables look like. It is no evidence about the methods on a real LLaVA: its vision tower was
+taught what every patch shows, its language model met pruned inputs in training, and the order of
+the methods changes from one such model to the next. MME here has 5 categories and 1000 points."""
+_TIMED = "pope"  # one task's requests are enough to time a row
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table of the demo and what it runs on."""
+
+    number: int
+    images: str  # of `eval.nano.datasets`
+
+    @property
+    def config(self) -> Path:
+        return ROOT / "configs" / "nano" / f"table{self.number}.yaml"
+
+    def table(self) -> Table:
+        table = load_table(self.config)
+        return load_table(self.config, str(ROOT / table.model))
+
+
+PARTS = (Part(1, "small"), Part(2, "large"), Part(3, "small"))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to run and where; tests narrow it down."""
+
+    out: Path
+    size: str = "quick"
+    rows: str | None = None
+    limit: int | None = None
+    workers: int = 2
+    timed: int = 8  # requests per row
+
+    def data(self, images: str, blank: bool = False) -> Path:
+        return self.out / "data" / f"{self.size}-{images}{'-blank' if blank else ''}"
+
+    @property
+    def results(self) -> Path:
+        return self.out / self.size
+
+    @property
+    def blind(self) -> Path:
+        return self.results / "blind"
+
+
+def run_demo(demo: Demo) -> list[str]:
+    """Draw, evaluate, time, and write the tables; returns the lines to end with."""
+    began = time.monotonic()
+    _draw(demo)
+    for part in PARTS:
+        _evaluate(demo, part)
+    _evaluate(demo, PARTS[0], blank=True)
+    for part in PARTS[:2]:
+        _time(demo, part)
+    index, lines = _write(demo)
+    minutes = (time.monotonic() - began) / 60
+    return [NOTE, "", *lines, f"{index} ({minutes:.1f} minutes)"]
+
+
+def _draw(demo: Demo) -> None:
+    from eval.nano.datasets import write
+
+    for images, blank in (("small", False), ("large", False), ("small", True)):
+        write(demo.data(images, blank), demo.size, images, blank)
+
+
+def _evaluate(demo: Demo, part: Part, blank: bool = False) -> None:
+    """Several processes share the units of a table: each takes what no other one holds."""
+    table, out = part.table(), demo.blind if blank else demo.results
+    rows = "full" if blank else demo.rows if part.number != 3 else None
+    chosen = select_rows(table, rows)
+    paths = [unit.path for unit in units(table, out, chosen, table.tasks, demo.limit)]
+    title = f"table {part.number}" if not blank else "blind"
+    command = [*_run(demo, part, out, rows, blank), "--no-timing", "--batch", "8"]
+    jobs = [_start(demo, command) for _ in range(demo.workers)]
+    with tqdm(total=len(paths), desc=title, unit="unit") as bar:
+        while any(job.poll() is None for job in jobs):
+            time.sleep(0.5)
+            bar.update(sum(path.is_file() for path in paths) - bar.n)
+        bar.update(sum(path.is_file() for path in paths) - bar.n)
+    missing = [path for path in paths if store.read_result(path) is None]
+    if missing:
+        raise RuntimeError(f"{len(missing)} units failed, such as {missing[0]}; see {_log(demo)}")
+
+
+def _time(demo: Demo, part: Part) -> None:
+    """Alone on the machine, one request at a time."""
+    command = _run(demo, part, demo.results, demo.rows, blank=False)
+    job = _start(demo, [*command, "--tasks", _TIMED, "--timing-n", str(demo.timed), "--batch", "8"])
+    rows = select_rows(part.table(), demo.rows)
+    paths = [u.path for u in units(part.table(), demo.results, rows, (_TIMED,), demo.limit)]
+    with tqdm(total=len(paths), desc=f"times of table {part.number}", unit="row") as bar:
+        while job.poll() is None:
+            time.sleep(0.5)
+            bar.update(sum(store.read_timing(path) is not None for path in paths) - bar.n)
+        bar.update(sum(store.read_timing(path) is not None for path in paths) - bar.n)
+    if job.returncode:
+        raise RuntimeError(f"timing table {part.number} failed; see {_log(demo)}")
+
+
+def _run(demo: Demo, part: Part, out: Path, rows: str | None, blank: bool) -> list[str]:
+    command = [sys.executable, "-m", "eval", "run", str(part.config)]
+    command += ["--model", part.table().model, "--out", str(out)]
+    command += ["--data", str(demo.data(part.images, blank))]
+    command += ["--rows", rows] if rows else []
+    return command + (["--limit", str(demo.limit)] if demo.limit else [])
+
+
+def _start(demo: Demo, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    demo.out.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.getenv("PYTHONPATH")) if p),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # a model this small is slower on a GPU
+        "HF_DATASETS_CACHE": str(demo.out.resolve() / "data" / "cache"),
+    }
+    with _log(demo).open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def _log(demo: Demo) -> Path:
+    return demo.out / "demo.log"
+
+
+def _write(demo: Demo) -> tuple[Path, list[str]]:
+    """The three tables, the plot and a summary, in one folder."""
+    from eval.nano.summary import report
+    from eval.pareto import draw_pareto
+    from eval.results import collect
+    from eval.table import Format, render
+
+    for part in PARTS:
+        table = part.table()
+        chosen = select_rows(table, demo.rows if part.number != 3 else None)
+        found = collect(table, chosen, demo.results, demo.limit)
+        text = f"{NOTE}\n\n{render([found], Format.md)}\n"
+        (demo.results / f"table{part.number}.md").write_text(text)
+        picture = draw_pareto(found) if part.number == 1 else None
+        if picture:
+            picture.savefig(demo.results / "pareto.png")
+    body, lines = report(PARTS[0].table(), demo.results, demo.blind, demo.limit)
+    index = demo.results / "summary.md"
+    index.write_text(f"{NOTE}\n\n{body}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
+    return index, lines

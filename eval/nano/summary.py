@@ -1,0 +1,179 @@
+"""What the three tables say in a few lines: the mean of the eight benchmarks, with intervals.
+
+Every benchmark is put on 0 to 100 first: MME, a sum over categories, is divided by what all right
+answers would give. The benchmarks are independent samples, so variances of scores add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from eval import stats, store
+from eval.rows import BENCHMARKS, Row, Table, unit_path
+
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of benchmarks in percent, and half its 95 % interval."""
+
+    value: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} ± {self.half:.1f}"
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A paired difference in points, with its two-sided p-value."""
+
+    @property
+    def p_value(self) -> float:
+        if not self.half:
+            return 1.0 if not self.value else 0.0
+        return 2 * NormalDist().cdf(-abs(self.value) * _Z / self.half)
+
+    def __str__(self) -> str:
+        return f"{self.value:+.1f} ± {self.half:.1f} points (p = {self.p_value:.2g})"
+
+
+Scored = dict[str, stats.Groups]  # by task
+
+
+def scored(table: Table, row: Row, out: Path, limit: int | None = None) -> Scored | None:
+    """The stored samples of a row, or None while a task is missing."""
+    found: Scored = {}
+    for task in table.tasks:
+        path = unit_path(out, table.model, row, task, limit)
+        samples = store.read_samples(path) if store.read_result(path) else None
+        if not samples:
+            return None
+        found[task] = stats.group(task, samples)
+    return found
+
+
+def mean(row: Scored) -> Estimate:
+    """Mean of the benchmarks, each in percent."""
+    return Estimate(*_combine([_sums(groups, groups.y) for groups in row.values()]))
+
+
+def difference(row: Scored, other: Scored) -> Difference:
+    """Mean of the benchmarks of one row minus another's, on the same documents."""
+    pairs = [(row[task], other[task]) for task in row]
+    if any(a.keys != b.keys for a, b in pairs):
+        raise ValueError("the two rows were asked about different documents")
+    return Difference(*_combine([_sums(a, a.y - b.y) for a, b in pairs]))
+
+
+def in_percent(groups: stats.Groups) -> float:
+    """One benchmark's score on 0 to 100."""
+    return _sums(groups, groups.y)[0]
+
+
+def _sums(groups: stats.Groups, y: np.ndarray) -> tuple[float, float]:
+    """A benchmark's score from `y` on 0 to 100, and the variance between its groups."""
+    right = float(groups.weights @ _ceiling(groups))
+    total, variance = 0.0, 0.0
+    for stratum in np.unique(groups.strata):
+        at = groups.strata == stratum
+        weight, own, n = groups.weights[at], y[at], groups.n[at]
+        total += float(weight @ own)
+        if at.sum() > 1:
+            spread = weight * (own - n * own.sum() / n.sum())
+            variance += at.sum() / (at.sum() - 1) * float(spread @ spread)
+    return 100 * total / right, 1e4 * variance / right**2
+
+
+def _ceiling(groups: stats.Groups) -> np.ndarray:
+    """What `y` is when all is right: MME counts an image once more if both answers are."""
+    return groups.n * 2 if len(np.unique(groups.strata)) > 1 else groups.n
+
+
+def _combine(parts: list[tuple[float, float]]) -> tuple[float, float]:
+    values, variances = zip(*parts, strict=True)
+    return sum(values) / len(values), _Z * math.sqrt(sum(variances)) / len(values)
+
+
+def report(table: Table, out: Path, blind: Path, limit: int | None = None) -> tuple[str, list[str]]:
+    """Markdown of what the demo found, and the three lines that matter."""
+    rows = {row.id: scored(table, row, out, limit) for row in table.rows}
+    whole = {name: found for name, found in rows.items() if found}
+    full = whole.get("full")
+    if full is None:
+        raise ValueError(f"{out}: the unpruned row is not complete; run the demo again")
+    unseen = scored(table, table.unpruned, blind, limit)
+    text = [*_benchmarks(full, unseen), "", *_means(table, whole), "", *_losses(table, whole)]
+    return "\n".join(text), _headlines(table, whole, unseen, out, limit)
+
+
+def _benchmarks(full: Scored, unseen: Scored | None) -> list[str]:
+    """Every benchmark beside what the same model scores when the pictures are hidden."""
+    lines = ["| benchmark (0 to 100) | unpruned | blind |", "|---|---:|---:|"]
+    for task, groups in full.items():
+        hidden = f"{in_percent(unseen[task]):.1f}" if unseen else "-"
+        lines.append(f"| {BENCHMARKS[task].title} | {in_percent(groups):.1f} | {hidden} |")
+    hidden = f"{mean(unseen)}" if unseen else "-"
+    return [*lines, f"| **mean of {len(full)}** | **{mean(full)}** | {hidden} |"]
+
+
+def _means(table: Table, whole: dict[str, Scored]) -> list[str]:
+    """Mean of the benchmarks per row, and HIVTP's lead over it in its block."""
+    lines = [
+        "| r_max % | method | mean of the benchmarks | HIVTP minus it |",
+        "|---:|---|---:|---:|",
+    ]
+    for row in table.rows:
+        if row.id in whole:
+            rival = whole.get(f"hivtp-{row.block}")
+            lead = "" if not rival or row.pruner in ("none", "hivtp") else None
+            if lead is None:
+                lead = str(difference(rival, whole[row.id]))
+            lines.append(f"| {row.block} | {row.pruner} | {mean(whole[row.id])} | {lead} |")
+    return lines
+
+
+def _losses(table: Table, whole: dict[str, Scored]) -> list[str]:
+    """Where another method of the same budget is ahead of HIVTP."""
+    lines = []
+    for row in table.rows:
+        ours = whole.get(f"hivtp-{row.block}")
+        if not ours or row.id not in whole or row.pruner in ("none", "hivtp"):
+            continue
+        lead = difference(whole[row.id], ours)
+        if lead.value > 0:
+            lines.append(f"- at {row.block} %: {row.pruner} is ahead of HIVTP by {lead}")
+    return ["Where HIVTP loses:", "", *(lines or ["- nowhere in this run"])]
+
+
+def _headlines(
+    table: Table, whole: dict[str, Scored], unseen: Scored | None, out: Path, limit: int | None
+) -> list[str]:
+    full = whole["full"]
+    blind = f" (blind {mean(unseen)})" if unseen else ""
+    lines = [f"unpruned: {mean(full)} of 100, mean of {len(full)} benchmarks{blind}"]
+    least = min(row.block for row in table.rows)
+    ours, chance = whole.get(f"hivtp-{least}"), whole.get(f"random-{least}")
+    if ours and chance:
+        lines.append(
+            f"{least} % of the tokens: HIVTP {mean(ours)}, a random choice {mean(chance)}: "
+            f"{difference(ours, chance)}"
+        )
+    times = [_ttft(table, name, out, limit) for name in ("full", f"hivtp-{least}")]
+    if all(times):
+        lines.append(f"first token: {times[0]:.1f} ms unpruned, {times[1]:.1f} ms at {least} %")
+    return lines
+
+
+def _ttft(table: Table, name: str, out: Path, limit: int | None) -> float | None:
+    """Mean over the timed tasks of a row."""
+    (row,) = (row for row in table.rows if row.id == name)
+    paths = [unit_path(out, table.model, row, task, limit) for task in table.tasks]
+    times = [timing["ttft_ms"] for timing in map(store.read_timing, paths) if timing]
+    return sum(times) / len(times) if times else None
