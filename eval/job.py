@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 import traceback
@@ -52,7 +51,7 @@ class Job:
         logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
         if left:
             data.check(self.data, [unit.task for unit in left])
-            with own_rank() as rank, _signals(), _inside(self.data):
+            with own_rank() as rank, _signals():
                 worker = self._load()
                 for unit in rank.order(left):
                     self._try(worker, unit)
@@ -126,14 +125,3 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Work from a data folder: lmms-eval's tasks find their data by relative names."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

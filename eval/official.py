@@ -6,10 +6,14 @@ import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from eval import data
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -25,8 +29,8 @@ def _manager() -> Any:
     return TaskManager("WARNING", model_name="llava_hivtp")
 
 
-def load_task(name: str) -> Task:
-    """A task with its data, nothing counted yet; the current folder holds the data.
+def load_task(name: str, folder: Path) -> Task:
+    """A task with its data out of a data folder, nothing counted yet.
 
     Every load runs the task's own modules anew: OCRBench counts in a global of its module.
     """
@@ -36,13 +40,40 @@ def load_task(name: str) -> Task:
     from llava_hivtp.lmms import whole_images
 
     try:
-        with whole_images():
+        with _inside(folder), _own_cache(data.digest(folder, name)), whole_images():
             task = get_task_dict([name], _manager(), "simple")[name]
     except RetryError as error:  # says nothing; what it retried does
         raise error.last_attempt.exception() from error
     # Files for leaderboards: unread here, and MMBench's breaks on a control character.
     task.aggregation().pop("submission", None)
     return task
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """lmms-eval's tasks find their data by names relative to the current folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _own_cache(digest: str) -> Iterator[None]:
+    """A cache for this data alone: `datasets` tells two files of one relative name not apart."""
+    import datasets
+
+    before = Path(datasets.config.HF_DATASETS_CACHE)
+    own = before / f"llava_hivtp-{digest}"
+    datasets.config.HF_DATASETS_CACHE = own  # for GQA, which loads its images itself
+    os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(own)
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+        del os.environ["LMMS_EVAL_DATASETS_CACHE"]
 
 
 def evaluate(lm: LlavaHIVTP, task: Task, limit: int | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run(
     """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
     _prepare_process()
     try:
-        table = load_table(config, _absolute(model))
+        table = load_table(config, model)
         chosen = _choose(table, out.resolve(), rows, tasks, limit, shard)
         if dry_run:
             typer.echo(plan(table, chosen, timing_n if timing else 0))
@@ -71,11 +71,6 @@ def _prepare_process() -> None:
     os.environ |= {"TQDM_DISABLE": "1", "LOGURU_LEVEL": "WARNING"}
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
-
-
-def _absolute(model: str | None) -> str | None:
-    """A folder stays the same from inside the data folder; a hub id is left alone."""
-    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
 
 
 def _choose(

@@ -44,7 +44,7 @@ class Worker:
         """Answer every request of a unit and store score and samples; returns the score."""
         started = time.monotonic()
         self._take(unit)
-        task = official.load_task(unit.task)
+        task = official.load_task(unit.task, self.folder)
         protocol = self._accuracy_protocol(unit, task)
         journal = Journal(store.beside(unit.path, "journal.jsonl"), self._identity(unit, protocol))
         self.lm.journal = journal
@@ -65,7 +65,7 @@ class Worker:
     def times(self, unit: Unit, count: int) -> dict[str, Any]:
         """Time the first requests of a unit and store the figures."""
         self._take(unit)
-        task = official.load_task(unit.task)
+        task = official.load_task(unit.task, self.folder)
         wanted = count if unit.limit is None else min(count, unit.limit)
         instances = official.requests(self.lm, task, wanted)
         with timing.device_share(self.lm.device, alone=True):

@@ -118,7 +118,9 @@ def test_a_corrupt_image_fails_its_unit_only(job, table, drawn, tmp_path):
     (file,) = datasets.files(data, datasets.PARTS["pope"][0])
     rows = parquet.read_table(file)
     images = rows.column("image").to_pylist()
-    images[1]["bytes"] = images[1]["bytes"][:200]
+    questions = rows.column("question").to_pylist()
+    last = min((0, 1), key=lambda i: len(questions[i]))  # the longest question comes first
+    images[last]["bytes"] = images[last]["bytes"][:200]
     at = rows.schema.get_field_index("image")
     parquet.write_table(
         rows.set_column(
@@ -131,9 +133,9 @@ def test_a_corrupt_image_fails_its_unit_only(job, table, drawn, tmp_path):
     assert todo.run() == 1
     pope, ocrbench = todo.units
     assert store.state(ocrbench.path) == "done"
-    assert "pope: document 1 cannot be read" in store.failure(pope.path)
+    assert f"pope: document {last} cannot be read" in store.failure(pope.path)
     journal = store.beside(pope.path, "journal.jsonl").read_text().splitlines()
-    assert len(journal) == 1  # the document before it is not lost
+    assert len(journal) == 1  # what was answered before is not lost
 
 
 def test_an_answer_may_hold_any_character(job, table):
@@ -433,8 +435,7 @@ def test_prefetch_takes_the_needed_files_only(drawn, tmp_path, table, monkeypatc
         "lmms-lab-encoder/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet",
         "lmms-lab-encoder/POPE/data/test-00000-of-00001.parquet",
     ]
-    monkeypatch.chdir(data)
-    assert len(official.load_task("gqa").dataset["testdev"]) == 40
+    assert len(official.load_task("gqa", data).dataset["testdev"]) == 40
 
 
 def test_a_data_set_fetched_in_part_is_missing(tmp_path):
