@@ -75,15 +75,17 @@ def draw_samples(samples: Sequence[Sample]) -> Picture:
     wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks)
     panels = len(samples[0].looks)
     unit = min(2.3, 10.5 / (1 + panels * wide))  # inches, of a square panel
-    size = (unit * (1 + panels * wide) + 2.6, (unit + 0.65) * len(samples) + 0.3)
+    widths = [unit, *[unit * wide] * panels, 2.6]
+    words = [_words(sample) for sample in samples]
+    heights = [max(unit + 0.65, 0.2 * text.count("\n") + 0.5) for text in words]
+    size = (sum(widths), sum(heights) + 0.3)
     figure = Picture(figsize=size, dpi=DPI, layout="constrained")
-    ratios = [unit, *[unit * wide] * panels, 2.6]
-    grid = figure.add_gridspec(len(samples), panels + 2, width_ratios=ratios)
+    grid = figure.add_gridspec(len(samples), panels + 2, width_ratios=widths, height_ratios=heights)
     for line, sample in enumerate(samples):
         _image_panel(figure.add_subplot(grid[line, 0]), sample.asked.image)
         for column, (title, seen) in enumerate(sample.looks.items(), 1):
             _kept_panels(figure, grid[line, column], seen, title)
-        _write(figure.add_subplot(grid[line, -1]), _words(sample))
+        _write(figure.add_subplot(grid[line, -1]), words[line])
     add_legend(figure, looks, hole=True)
     return figure
 
@@ -173,7 +175,10 @@ def _words(sample: Sample) -> str:
 
 def _write(axes: Axes, words: str) -> None:
     axes.axis("off")
-    axes.text(0, 1, words, va="top", ha="left", fontsize=9, linespacing=1.5, parse_math=False)
+    text = axes.text(
+        0, 1, words, va="top", ha="left", fontsize=9, linespacing=1.5, parse_math=False
+    )
+    text.set_in_layout(False)  # its room is given
 
 
 def _aspect(sheet: Sheet) -> float:

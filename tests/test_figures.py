@@ -1,0 +1,234 @@
+"""The figures: complete, whole files, no label on another; flips and frontiers counted right."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+from typer.testing import CliRunner
+
+from eval import flips
+from eval.__main__ import app
+from eval.draw import draw_kept
+from eval.flips import WITH, WITHOUT, answer_all, find_flips
+from eval.look import fitted, look
+from eval.pareto import Point, draw_pareto, frontier
+from eval.plates import Sample, draw_heat, draw_methods, draw_samples
+from eval.samples import Asked, read_samples
+from eval.schematic import draw_schematic
+from llava_hivtp import load
+from tests.test_draw import noise
+
+LAYERS = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["v1.5", "anyres"])
+def drawn_by(tiny, request):
+    """A model with tokenizer, and an image for it."""
+    model, tokenizer, *_ = load(tiny(anyres=request.param), fitted("hivtp", 4))
+    return model, tokenizer, noise((112, 48) if request.param else (80, 80))
+
+
+def overlapping(figure):
+    """Pairs of texts that touch each other, and texts that leave the figure."""
+    FigureCanvasAgg(figure).draw()
+    hidden = {label for axes in figure.axes for label in _beyond(axes)}
+    texts = [t for t in figure.findobj(Text) if t.get_text().strip() and t not in hidden]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts]
+    width, height = figure.canvas.get_width_height()
+    cut = [
+        (words,)
+        for words, b in boxes
+        if b.x0 < -1 or b.y0 < -1 or b.x1 > width + 1 or b.y1 > height + 1
+    ]
+    hit = [
+        (one, other)
+        for i, (one, a) in enumerate(boxes)
+        for other, b in boxes[:i]
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+    return cut + hit
+
+
+def _beyond(axes):
+    """Labels of ticks outside the axes; they are not drawn."""
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        for tick in axis.get_major_ticks():
+            if not axes.axison or not low <= tick.get_loc() <= high:
+                yield from (tick.label1, tick.label2)
+
+
+def check_pdf(data):
+    """The file is whole: its table of objects is where it says, and so is every object."""
+    assert data.startswith(b"%PDF-")
+    start = int(re.search(rb"startxref\s+(\d+)\s+%%EOF\s*$", data)[1])
+    count = int(re.match(rb"xref\s+0 (\d+)", data[start:])[1])
+    entries = re.findall(rb"(\d{10}) \d{5} n", data[start:])
+    assert len(entries) == count - 1
+    for offset in entries:
+        assert re.match(rb"\d+ 0 obj", data[int(offset) :])
+    assert data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") == 1
+
+
+def test_a_heat_map_has_a_panel_for_every_layer_of_every_image(drawn_by):
+    model, _, image = drawn_by
+    looks = [look(model, image, LAYERS), look(model, image.rotate(90), LAYERS)]
+    figure = draw_heat(looks, scored=(2,))
+    titles = [axes.get_title() for axes in figure.axes]
+    blocks = sum(len(seen.sheets) for seen in looks)
+    for layer in LAYERS:
+        assert titles.count(f"layer {layer}") == blocks
+    assert len(titles) == blocks * (1 + len(LAYERS))
+    panels = iter(axes for axes in figure.axes if axes.get_title().startswith("layer"))
+    for seen in looks:
+        for sheet in seen.sheets:
+            for layer in LAYERS:
+                shown = next(panels).images[0].get_array()
+                assert np.array_equal(shown, np.ma.array(sheet.lay(seen.importance[layer])))
+
+
+def test_no_label_lies_on_another(drawn_by):
+    model, tokenizer, image = drawn_by
+    asked = Asked(image, "Is there a very small umbrella behind the second elephant?", "yes")
+    pruners = {WITH: fitted("hivtp", 4), WITHOUT: fitted("hivtp", 4, k=50, c=None)}
+    sample = answer_all(model, tokenizer, asked, pruners)
+    answers = {
+        name: replace(a, text="A rather long answer. " * 3) for name, a in sample.answers.items()
+    }
+    looks = {}
+    for name in ("hivtp", "fopru", "visionzip", "prumerge", "random", "avgpool"):
+        model.pruner = fitted(name, 4, **({} if name == "hivtp" else {"keep": 0.5}))
+        looks[name] = look(model, image)
+    model.pruner = fitted("hivtp", 4)
+    seen = look(model, image, LAYERS)
+    figures = {
+        "kept": draw_kept(image, seen.packed, model),
+        "heat": draw_heat([seen, seen], scored=(2, 3)),
+        "samples": draw_samples([replace(sample, answers=answers)] * 2),
+        "methods": draw_methods(image, looks),
+        "schematic": draw_schematic(),
+    }
+    assert {name: overlapping(figure) for name, figure in figures.items()} == {
+        name: [] for name in figures
+    }
+
+
+def test_one_command_draws_all_figures(tiny, drawn, tmp_path):
+    shared = ["figures", "--model", str(tiny()), "--data", str(drawn), "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*shared, "--samples", "1"])
+    assert result.exit_code == 0, result.output
+    names = {"method", "heat", "stages", "methods"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == names
+    for name in names:
+        with Image.open(tmp_path / f"{name}.png") as image:
+            image.load()
+            assert image.width > 600
+        check_pdf((tmp_path / f"{name}.pdf").read_bytes())
+        assert str(tmp_path / name) in result.output
+    result = CliRunner().invoke(app, [*shared, "--flips", "--limit", "3"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "flips.json").read_text())
+    assert summary["questions"] == 3
+    assert set(summary["accuracy"]) == {"unpruned", WITH, WITHOUT}
+    assert all(0 < hole < 16 for hole in summary["mean_largest_hole"].values())
+
+
+@pytest.mark.slow
+def test_images_of_ones_own_are_drawn(tiny, tmp_path):
+    noise((50, 70)).save(tmp_path / "mine.png")
+    arguments = ["figures", str(tmp_path / "mine.png"), "--question", "What is it?"]
+    result = CliRunner().invoke(app, [*arguments, "--model", str(tiny()), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "stages.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--block", "60"], "must be one of"),
+        (["--task", "chess"], "unknown task 'chess'"),
+        (["--data", "/nowhere"], "holds no lmms-lab-encoder/POPE"),
+        (["/nowhere/at.png"], "no image file at"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_a_line(tiny, tmp_path, arguments, words):
+    asked = ["figures", "--model", str(tiny()), "--out", str(tmp_path), *arguments]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code != 0
+    assert words in re.sub(r"\s+", " ", result.output)
+    assert "Traceback" not in result.output
+
+
+def test_samples_come_as_the_benchmark_has_them(drawn):
+    asked = list(read_samples("pope", drawn, 5))
+    assert len(asked) == 5
+    assert {one.gold for one in asked} <= {"yes", "no"}
+    assert asked[0].prompt.startswith(asked[0].question + "\n")
+    assert asked[0].image.mode == "RGB"
+
+
+def test_flips_are_counted_both_ways(monkeypatch):
+    stages = {WITH: np.array([[0, 1, 0, 1]]), WITHOUT: np.array([[0, 0, 0, 1]])}
+    sheet = SimpleNamespace()
+    looks = {
+        name: SimpleNamespace(sheets=[sheet], laid=lambda sheet, s=s: s.reshape(2, 2))
+        for name, s in stages.items()
+    }
+    said = [("yes", "no"), ("Yes.", "no"), ("no", "yes"), ("no", "no"), ("yes", "yes")]
+
+    def answer_one(model, tokenizer, asked, pruners):
+        with_stage, without = said[int(asked.question)]
+        texts = {"unpruned": "yes", WITH: with_stage, WITHOUT: without}
+        return Sample(asked, {n: SimpleNamespace(text=t) for n, t in texts.items()}, looks)
+
+    monkeypatch.setattr(flips, "answer_all", answer_one)
+    asked = [Asked(None, str(i), "yes") for i in range(len(said))]
+    found = find_flips(None, None, asked, {}, keep=1)
+    assert [sample.asked.question for sample in found.samples] == ["0"]
+    assert found.summary() == {
+        "questions": 5,
+        "accuracy": {"unpruned": 100, WITH: 60, WITHOUT: 40},
+        "mean_largest_hole": {WITH: 2, WITHOUT: 3},
+        "only_right_with_local_stage": 2,
+        "only_right_without": 1,
+    }
+
+
+def test_nothing_beats_the_frontier():
+    rng = np.random.default_rng(0)
+    found = [Point("m", *pair) for pair in rng.integers(0, 12, (40, 2)).tolist()]
+    front = frontier(found)
+    for point in found:
+        beaten = [f for f in front if f.cost <= point.cost and f.accuracy >= point.accuracy]
+        assert beaten
+        better = [p for p in found if p.cost <= point.cost and p.accuracy > point.accuracy]
+        if point in front:
+            assert not better
+
+
+def test_a_pareto_plot_shows_complete_rows_only():
+    row = {name: SimpleNamespace(pruner=name) for name in ("none", "hivtp", "fopru")}
+    values = {
+        "none": {"pope": 80.0, "mme": 1000.0, "tokens": 576.0, "ttft_ms": 100.0},
+        "hivtp": {"pope": 76.0, "mme": 1050.0, "tokens": 280.0, "ttft_ms": 60.0},
+        "fopru": {"pope": 40.0, "tokens": 288.0},  # mme has not run
+    }
+    rows = [SimpleNamespace(row=row[n], values=v, partial={}) for n, v in values.items()]
+    table = SimpleNamespace(tasks=("pope", "mme"))
+    figure = draw_pareto(SimpleNamespace(table=table, rows=rows, timing_device="a clock"))
+    tokens, ttft = figure.axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in tokens.get_lines()}
+    assert drawn["HIVTP"] == [[280.0, 100.0]]  # the mean of 95 % and 105 %
+    assert "FoPru" not in drawn
+    assert {line.get_label(): line.get_xydata().tolist() for line in ttft.get_lines()}["HIVTP"] == [
+        [60.0, 100.0]
+    ]
+    assert overlapping(figure) == []
+    rows[0].values.pop("mme")
+    assert draw_pareto(SimpleNamespace(table=table, rows=rows, timing_device=None)) is None
