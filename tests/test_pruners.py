@@ -37,7 +37,8 @@ SETTINGS = {
 }
 MERGING = ("visionzip", "prumerge", "prumerge_plus", "avgpool")  # returns tokens it made
 ACROSS_TILES = ("hired",)  # one budget for all tiles
-TABLES = sorted(Path(__file__).parent.parent.glob("configs/**/*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+TABLES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 def _cases() -> list:
@@ -346,6 +347,15 @@ def test_a_method_outside_the_package_works_like_any_other() -> None:
     kept, features = pruner.select(features_of(1)), features_of(1)
     norms = features.tokens[0].abs().sum(1)
     assert set(kept.patch.tolist()) == set(norms.topk(36).indices.tolist())
+
+
+def test_a_method_outside_the_package_may_stand_in_a_table(tmp_path: Path) -> None:
+    rows = (CONFIGS / "table1.yaml").read_text()
+    rows = rows.replace("pruner: uniform,", "pruner: external_pruner:LargestNorm,")
+    (tmp_path / "mine.yaml").write_text(rows)
+    found = [row.build() for row in load_table(tmp_path / "mine.yaml").rows if ":" in row.pruner]
+    assert [pruner.keep for pruner in found] == list(KEEP)
+    assert {type(pruner).__name__ for pruner in found} == {"LargestNorm"}
 
 
 @pytest.mark.parametrize(

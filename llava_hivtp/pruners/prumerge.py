@@ -65,7 +65,7 @@ class PruMerge(ScorePruner):
         if count < 2:
             raise ValueError(
                 f"keep={self.keep} of {n_patches} patches is one token; {type(self).__name__} "
-                f"needs a centre and the rest: at least keep={2 / n_patches:.4g}"
+                "needs two, a centre and the rest: raise keep"
             )
         return n_tiles * count
 
