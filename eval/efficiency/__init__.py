@@ -39,6 +39,9 @@ def efficiency(
     largest_batch: Annotated[
         bool, typer.Option(help="Also find the largest batch that fits a GPU.")
     ] = False,
+    ceilings: Annotated[
+        str, typer.Option(help="TFLOP/s,GB/s of a device: print the closed forms alone, no run.")
+    ] = "",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")] = 0,
     cpu_time: Annotated[
         bool, typer.Option(help="On a CPU others use too: count own CPU time; with --threads 1.")
@@ -52,6 +55,11 @@ def efficiency(
     TTFT runs from prepared pixels in to the first token out, on the host. Preparing pixels takes
     every method the same time; it is printed apart. Every method writes equally many tokens.
     """
+    lengths = tuple(integers("new-tokens", new_tokens))
+    batches = integers("batch", batch)
+    if ceilings:
+        typer.echo(_closed_forms(random_weights, ceilings, batches, lengths, text))
+        return
     import torch
 
     from eval.efficiency import bench, report
@@ -67,9 +75,7 @@ def efficiency(
     cases = bench.bases(layouts) + bench.spelled_cases(method or [], layouts)
     if methods:
         cases += bench.table_cases(select_rows(methods, rows), layouts)
-    lengths = tuple(integers("new-tokens", new_tokens))
     sizes = [_size(each) for each in size or ["336x336"]]
-    batches = integers("batch", batch)
     made = bench.Bench.build(
         model,
         random_weights,
@@ -109,6 +115,21 @@ def efficiency(
             name = out.with_name(f"{out.name}-{wide}x{high}-batch{count}.png")
             draw(name, results, lengths[len(lengths) // 2], methods)
     typer.echo(f"written: {out.with_suffix('.csv')}, {out.with_suffix('.md')}, a plot per setting")
+
+
+def _closed_forms(
+    names: str, ceilings: str, batches: list[int], lengths: tuple[int, ...], text: int
+) -> str:
+    from eval.efficiency.ideal import Ceilings
+    from eval.efficiency.report import expected
+    from eval.efficiency.shapes import SHAPES
+
+    try:
+        tera, giga = (float(word) for word in ceilings.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--ceilings {ceilings}: write TFLOP/s,GB/s") from None
+    models = [names] if names else [name for name in SHAPES if not name.startswith("tiny")]
+    return expected(models, batches, lengths, text, Ceilings(1e12 * tera, 1e9 * giga))
 
 
 def _words(option: str, spelled: str) -> list[str]:

@@ -86,6 +86,35 @@ def cache_bytes(shape: Shape, request: Request, itemsize: int, generated: int = 
     return request.batch * (request.length + generated) * per_token
 
 
+def request_seconds(
+    shape: Shape, request: Request, itemsize: int, ceilings: Ceilings, new_tokens: int = 1
+) -> float:
+    """Least time of a request of `new_tokens`."""
+    steps = (decode(shape, request, itemsize, step) for step in range(1, new_tokens))
+    first = stages(shape, request, itemsize).seconds(ceilings)
+    return first + sum(step.seconds(ceilings) for step in steps)
+
+
+def gain_ends(
+    shape: Shape,
+    full: Request,
+    pruned: Request,
+    itemsize: int,
+    ceilings: Ceilings,
+    least: float = 1.1,
+    most: int = 4096,
+) -> int:
+    """Longest answer, in tokens, whose throughput still gains `least`; `most` if all do."""
+    ours = request_seconds(shape, pruned, itemsize, ceilings)
+    theirs = request_seconds(shape, full, itemsize, ceilings)
+    for length in range(1, most):
+        if theirs < least * ours:
+            return length - 1
+        ours += decode(shape, pruned, itemsize, length).seconds(ceilings)
+        theirs += decode(shape, full, itemsize, length).seconds(ceilings)
+    return most
+
+
 def score_flops(shape: Shape, tiles: int, layers: int) -> int:
     """Logits of the tapped layers: all that received attention multiplies."""
     return 2 * tiles * layers * (1 + shape.tower.patches) ** 2 * shape.tower.width

@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.efficiency.ideal import Ceilings, Request, Stages, cache_bytes, decode, stages
+from eval.efficiency.ideal import (
+    Ceilings,
+    Request,
+    Stages,
+    cache_bytes,
+    gain_ends,
+    request_seconds,
+    stages,
+)
 from eval.efficiency.measure import Spread, ratios
 from eval.efficiency.request import STAGES, Case, Run
-from eval.efficiency.shapes import Shape
+from eval.efficiency.shapes import Shape, shape
 
 UNTOUCHED = ("tower", "splice", "first")  # stages whose work does not depend on the tokens kept
 NO_GAIN = 0.98  # a median TTFT ratio above it is no gain
@@ -69,11 +77,9 @@ class Result:
     def ideal_seconds(self, new_tokens: int = 1) -> float:
         """Least time of a request of `new_tokens`, at the device's ceilings."""
         setting = self.setting
-        steps = (
-            decode(setting.shape, self.request, setting.itemsize, step).seconds(setting.ceilings)
-            for step in range(1, new_tokens)
+        return request_seconds(
+            setting.shape, self.request, setting.itemsize, setting.ceilings, new_tokens
         )
-        return self.work.seconds(setting.ceilings) + sum(steps)
 
 
 @dataclass(frozen=True)
@@ -279,6 +285,44 @@ def markdown(results: Sequence[Result], new_tokens: Sequence[int], machine: dict
     pruned = [c for c in comparisons if c.result.case.block < 100]
     lines += [f"- {comparison.verdict()}" for comparison in pruned]
     lines += [f"- {sentence}" for sentence in differences(results)]
+    return "\n".join(lines) + "\n"
+
+
+def expected(
+    names: Iterable[str],
+    batches: Iterable[int],
+    new_tokens: Sequence[int],
+    text: int,
+    limits: Ceilings,
+    keep: float = 0.25,
+) -> str:
+    """Closed forms alone: what keeping a share of the tokens can gain, and where the gain ends."""
+    heads = ["model", "image tokens", "batch", "TTFT", *(f"{n} new" for n in new_tokens)]
+    lines = [
+        f"Least times in half precision at {limits.flops / 1e12:.0f} TFLOP/s and "
+        f"{limits.bytes / 1e9:.0f} GB/s, {text} text tokens: TTFT over the unpruned one's, "
+        "throughput over the unpruned one's by answer length, and the longest answer whose "
+        "throughput still gains a tenth.",
+        "",
+        _line([*heads, "gains 1.1 up to"]),
+        "|---" + "|--:" * len(heads) + "|",
+    ]
+    for name in names:
+        model = shape(name)
+        tiles = 5 if model.anyres else 1
+        every = tiles * model.tower.patches
+        kept = int(every * keep)
+        for batch in batches:
+            full = Request(batch, tiles, model.tower.layers, every, every + text)
+            pruned = Request(batch, tiles, model.tower.layers - 1, kept, kept + text)
+            ours, theirs = (
+                [request_seconds(model, request, 2, limits, n) for n in (1, *new_tokens)]
+                for request in (pruned, full)
+            )
+            gains = [f"{b / a:.2f}" for a, b in zip(ours[1:], theirs[1:], strict=True)]
+            ends = gain_ends(model, full, pruned, 2, limits)
+            cells = [name, f"{every} to {kept}", str(batch), f"{ours[0] / theirs[0]:.2f}"]
+            lines.append(_line([*cells, *gains, f"{ends} tokens"]))
     return "\n".join(lines) + "\n"
 
 

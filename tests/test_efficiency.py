@@ -1,0 +1,395 @@
+"""The efficiency benchmark: its clocks are fair, its closed forms are what runs, it says no."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from eval.efficiency import bench, ideal, measure, report, request, shapes
+from eval.efficiency.ideal import Ceilings, Request
+from eval.efficiency.measure import Spread
+from eval.efficiency.request import Case, Run
+from llava_hivtp.pruners import HIVTP, build_pruner
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+TOWER = shapes.Encoder(width=32, mlp=64, layers=24, heads=4, side=56, patch=14)  # 4 x 4 patches
+SMALL = shapes.Shape(32, 64, 2, 4, 4, vocab=320, tower=TOWER)
+KINDS = {
+    "v1.5": SMALL,
+    "anyres": replace(SMALL, anyres=True),
+    "mistral": replace(SMALL, anyres=True, mistral=True, kv_heads=2),
+}
+QUARTER = HIVTP(r=2, k=25, c=None)  # 4 of 16 tokens
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: shapes.random_model(shape, "cpu", torch.float32) for name, shape in KINDS.items()}
+
+
+@pytest.fixture
+def make_inputs(models):
+    def make(kind, batch=1, text=20):
+        model, processor = models[kind]
+        size = (56, 56) if kind == "v1.5" else (120, 90)
+        return request.make_inputs(model, processor, size, batch, text)
+
+    return make
+
+
+def cases():
+    return [Case("stock", None), Case("none", build_pruner("none")), Case("quarter", QUARTER)]
+
+
+# Clocks and statistics
+
+
+def test_runs_take_turns_and_the_warm_up_is_thrown_away():
+    order = []
+    runs = {name: lambda name=name: order.append(name) or len(order) for name in "ABC"}
+    results = measure.interleave(runs, rounds=2, warmup=1)
+    assert "".join(order) == "ABCABCABC"
+    assert results == {"A": [4, 7], "B": [5, 8], "C": [6, 9]}
+
+
+def test_quartiles_enclose_the_median():
+    spread = Spread.of([5, 1, 4, 2, 3])
+    assert (spread.low, spread.median, spread.high, spread.count) == (2, 3, 4, 5)
+    assert Spread.of([7]) == Spread(7, 7, 7, 1)
+
+
+def test_a_difference_is_called_only_where_quartiles_do_not_overlap():
+    assert Spread(1, 0.9, 1.1, 9).apart(Spread(1.3, 1.2, 1.4, 9))
+    assert not Spread(1, 0.9, 1.25, 9).apart(Spread(1.3, 1.2, 1.4, 9))
+
+
+def test_ratios_are_paired_so_that_a_drift_cancels():
+    drift = [1, 2, 4, 8]
+    assert measure.ratios([2 * d for d in drift], drift) == Spread(2, 2, 2, 4)
+
+
+def test_peak_memory_is_what_was_alive_at_once():
+    def run():
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        second = torch.empty(1 << 20, dtype=torch.uint8)
+        del first, second
+        return torch.empty(1 << 20, dtype=torch.uint8)
+
+    assert measure.peak_bytes(run, CPU) == pytest.approx(2 << 20, abs=4096)
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 33, 100])
+def test_the_largest_batch_is_found_within_an_eighth(most):
+    found = bench.largest(lambda batch: batch <= most)
+    assert most - max(1, most // 8) < found <= most
+
+
+def test_nothing_fits():
+    assert bench.largest(lambda batch: False) == 0
+
+
+# Requests
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_stages_add_up_to_the_time_to_first_token(models, make_inputs, kind, case):
+    run = request.run_request(models[kind][0], case, make_inputs(kind), new_tokens=3)
+    assert tuple(run.stages) == request.STAGES
+    assert all(seconds >= 0 for seconds in run.stages.values())
+    assert math.isclose(sum(run.stages.values()), run.ttft, rel_tol=1e-9)
+    assert list(run.tokens) == sorted(run.tokens)
+
+
+def test_a_method_that_projects_tokens_to_score_them_is_charged_to_select(models, make_inputs):
+    class Slow(HIVTP):
+        def select(self, features):
+            for _ in range(3):
+                features.project(features.tokens)
+            return super().select(features)
+
+    model, _ = models["v1.5"]
+    calls = []
+    hook = model.get_model().mm_projector.register_forward_hook(lambda *_: calls.append(1))
+    run = request.run_request(model, Case("slow", Slow()), make_inputs("v1.5"), new_tokens=1)
+    hook.remove()
+    assert len(calls) == 4
+    assert math.isclose(sum(run.stages.values()), run.ttft, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_every_method_writes_equally_many_tokens_whatever_they_are(models, make_inputs, case):
+    model, _ = models["v1.5"]
+    model.generation_config.eos_token_id = list(range(model.config.vocab_size))
+    assert len(request.run_request(model, case, make_inputs("v1.5"), new_tokens=5).tokens) == 5
+
+
+def test_the_stock_case_is_stock(models, make_inputs):
+    model, _ = models["v1.5"]
+    request.run_request(model, Case("quarter", QUARTER), make_inputs("v1.5"), new_tokens=1)
+    request.run_request(model, Case("stock", None), make_inputs("v1.5"), new_tokens=1)
+    assert type(model).__module__.startswith("llava.")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_pruned_is_as_long_as_stock_and_a_quarter_shorter(models, make_inputs, kind):
+    lengths = [
+        request.run_request(models[kind][0], case, make_inputs(kind), new_tokens=1).length
+        for case in cases()
+    ]
+    assert lengths[0] == lengths[1] > lengths[2]
+
+
+def test_hooks_are_gone_after_a_request_even_if_it_fails(models, make_inputs):
+    class Broken(HIVTP):
+        def select(self, features):
+            raise RuntimeError("broken")
+
+    def hooks():  # transformers has some of its own
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    model, _ = models["v1.5"]
+    before = hooks()
+    with pytest.raises(RuntimeError, match="broken"):
+        request.run_request(model, Case("broken", Broken()), make_inputs("v1.5"), new_tokens=1)
+    assert hooks() == before
+    request.run_request(model, Case("quarter", QUARTER), make_inputs("v1.5"), new_tokens=2)
+    assert hooks() == before
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_a_static_cache_gives_equal_tokens(models, make_inputs, case):
+    model, _ = models["anyres"]
+    inputs = make_inputs("anyres")
+    request.choose(model, case)
+    model.generation_config.eos_token_id = None
+    answers = [
+        model.generate(
+            inputs.prompt,
+            images=inputs.images,
+            image_sizes=inputs.image_sizes,
+            do_sample=False,
+            max_new_tokens=8,
+            pad_token_id=0,
+            **options,
+        )
+        for options in ({}, {"cache_implementation": "static"})
+    ]
+    assert torch.equal(*answers)
+
+
+def test_fixed_counts_leave_no_wait_to_the_selection(models, make_inputs):
+    """A dispatch mode sees every wait for the device that PyTorch itself can see."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Waits(TorchDispatchMode):
+        names: tuple = ()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            if name in ("nonzero", "_local_scalar_dense"):
+                self.names += (name,)
+            return function(*args, **(kwargs or {}))
+
+    model, _ = models["v1.5"]
+    waits = {}
+    for fill in (False, True):
+        request.choose(model, Case("quarter", HIVTP(r=2, k=25, c=2, fill=fill)))
+        with Waits() as seen:
+            model.encode_images(make_inputs("v1.5").images)
+        waits[fill] = seen.names
+    assert "nonzero" in waits[False]
+    assert "nonzero" not in waits[True]
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_closed_form_flops_are_those_torch_counts(models, make_inputs, kind, batch, case):
+    model, _ = models[kind]
+    inputs = make_inputs(kind, batch)
+    run = request.run_request(model, case, inputs, new_tokens=1)
+    counted = bench.count_flops(lambda: request.run_request(model, case, inputs, new_tokens=1))
+    sizes = request.sizes_of(model, case, inputs, run)
+    layers = len(case.pruner.layers) if case.pruner else 0
+    scored = ideal.score_flops(KINDS[kind], batch * sizes.tiles, layers)
+    assert counted == ideal.stages(KINDS[kind], sizes, 4).flops + scored
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_form_cache_is_the_cache(models, make_inputs, kind):
+    model, _ = models[kind]
+    found = []
+
+    def measure_cache(module, inputs, output):
+        layers = output.past_key_values.layers
+        found.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
+
+    case, inputs = cases()[2], make_inputs(kind, batch=2)
+    hook = model.register_forward_hook(measure_cache)
+    run = request.run_request(model, case, inputs, new_tokens=3)
+    hook.remove()
+    sizes = request.sizes_of(model, case, inputs, run)
+    assert found == [ideal.cache_bytes(KINDS[kind], sizes, 4, step) for step in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llava-v1.5-7b", 6_738_415_616),
+        ("llava-v1.5-13b", 13_015_864_320),
+        ("llava-v1.6-mistral-7b", 7_241_732_096),
+    ],
+)
+def test_published_shapes_have_the_published_parameters(name, parameters):
+    model, _ = shapes.random_model(shapes.shape(name), "meta", torch.float16)
+    towers = sum(
+        p.numel()
+        for part in (model.get_vision_tower(), model.get_model().mm_projector)
+        for p in part.parameters()
+    )
+    newline = 4096 if shapes.shape(name).anyres else 0
+    assert sum(p.numel() for p in model.parameters()) - towers - newline == parameters
+    assert shapes.shape_of(model) == shapes.shape(name)
+
+
+def test_an_unknown_shape_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"llava-v9.*choose from llava-v1.5-7b"):
+        shapes.shape("llava-v9")
+
+
+def test_decoding_is_bound_by_bytes_and_prefill_by_arithmetic():
+    a40 = Ceilings(flops=150e12, bytes=0.7e12)
+    shape = shapes.shape("llava-v1.5-7b")
+    sizes = Request(batch=1, tiles=1, depth=23, projected=576, length=640)
+    step, prefill = ideal.decode(shape, sizes, 2, 1), ideal.stages(shape, sizes, 2).prefill
+    assert step.seconds(a40) == step.bytes / a40.bytes
+    assert prefill.seconds(a40) == prefill.flops / a40.flops
+    # 6.7 G weights less the embedding, in two bytes each.
+    assert step.bytes == pytest.approx(2 * (6_738_415_616 - 32000 * 4096), rel=0.03)
+
+
+# Reports
+
+
+def fake_result(case, seconds, length, rounds=9, jitter=0.01):
+    """A result whose stages took `seconds`, with a few percent between the rounds."""
+    setting = report.Setting(
+        "fake", shapes.shape("llava-v1.5-7b"), "float16", 2, (336, 336), 64, Ceilings(1e14, 1e12)
+    )
+    runs = []
+    for number in range(rounds):
+        factor = 1 + jitter * (number % 3 - 1)
+        stages = {name: factor * seconds.get(name, 0.0) for name in request.STAGES}
+        ttft = sum(stages.values())
+        runs.append(Run(stages, (ttft, ttft + 0.02 * factor), length))
+    projected = length - 64
+    sizes = Request(1, 1, 24 if case.pruner is None else 23, projected, length)
+    return report.Result(setting, case, tuple(runs), sizes, peak=1, flops=1)
+
+
+STOCK = {"tower": 0.010, "prefill": 0.090}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "length", "words"),
+    [
+        ({"tower": 0.010, "prefill": 0.030}, 206, ["TTFT 0.40", "ideal 0.3"]),
+        ({"tower": 0.010, "prefill": 0.085}, 206, ["of stock's", "To blame: prefill"]),
+        ({"tower": 0.010, "prefill": 0.091}, 206, ["GAINS NOTHING", "To blame: prefill"]),
+        ({"tower": 0.010, "select": 0.07, "prefill": 0.030}, 206, ["GAINS NOTHING", "select"]),
+        ({"tower": 0.010, "splice": 0.08, "prefill": 0.030}, 206, ["GAINS NOTHING", "splice"]),
+        ({"tower": 0.010, "prefill": 0.090}, 636, ["GAINS NOTHING", "No more can be had"]),
+    ],
+)
+def test_the_verdict_names_the_stage_to_blame(seconds, length, words):
+    stock = fake_result(Case("stock", None), STOCK, 640)
+    ours = fake_result(Case("hivtp", QUARTER, block=25), seconds, length)
+    said = report.Comparison(ours, stock).verdict()
+    assert all(word in said for word in words), said
+
+
+def test_noise_is_called_neither_gain_nor_loss():
+    stock = fake_result(Case("stock", None), STOCK, 640, jitter=0)
+    ours = fake_result(
+        Case("hivtp", QUARTER, block=25), {"tower": 0.01, "prefill": 0.08}, 206, jitter=0.5
+    )
+    assert "UNDECIDED" in report.Comparison(ours, stock).verdict()
+
+
+def test_methods_of_one_block_are_compared_and_only_clear_differences_called():
+    ours = fake_result(Case("hivtp-25", QUARTER, block=25), {"prefill": 0.030}, 206)
+    like = fake_result(Case("like", build_pruner("none"), block=25), {"prefill": 0.0301}, 206)
+    slow = fake_result(Case("slow", build_pruner("none"), block=25), {"prefill": 0.040}, 206)
+    other = fake_result(Case("other", build_pruner("none"), block=50), {"prefill": 0.040}, 206)
+    said = report.differences([ours, like, slow, other])
+    assert [s.split(" (")[0] for s in said] == [
+        "hivtp-25 against like: no difference",
+        "hivtp-25 against slow: earlier",
+    ]
+
+
+def test_throughput_is_tokens_over_the_whole_request():
+    run = Run({}, (0.1, 0.12, 0.14, 0.16), 206)
+    assert run.throughput(4, batch=2) == pytest.approx(8 / 0.16)
+    assert run.per_token() == pytest.approx(0.02)
+
+
+def test_the_command_writes_csv_markdown_and_plot(monkeypatch, tmp_path):
+    from eval.__main__ import app
+
+    monkeypatch.setitem(shapes.SHAPES, "tiny-anyres", KINDS["anyres"])
+    words = [
+        *("efficiency", "--random-weights", "tiny-anyres", "--method", "hivtp:r=2,k=25,c=none"),
+        *("--size", "120x90", "--layout", "unpad,mosaic", "--text", "20", "--new-tokens", "1,3"),
+        *("--rounds", "2", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "e")),
+    ]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "e.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["layout"]) for row in rows] == [
+        ("stock", "unpad"),
+        ("none", "unpad"),
+        ("none", "mosaic"),
+        ("hivtp:r=2,k=25,c=none", "unpad"),
+        ("hivtp:r=2,k=25,c=none", "mosaic"),
+    ]
+    assert all(float(row["ttft_vs_stock"]) > 0 and row["torch"] and row["rounds"] for row in rows)
+    assert rows[0]["image_tokens"] == rows[1]["image_tokens"]
+    assert "hivtp:r=2,k=25,c=none, mosaic" in (tmp_path / "e.md").read_text()
+    assert (tmp_path / "e-120x90-batch1.png").stat().st_size > 1000
+
+
+def test_the_tap_benchmark_compares_three_ways(monkeypatch, tmp_path):
+    from eval.__main__ import app
+
+    monkeypatch.setitem(shapes.SHAPES, "tiny", SMALL)
+    words = ["tap", "--encoder", "tiny", "--tiles", "1,2", "--rounds", "2", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "t")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "t.csv").open() as file:
+        rows = {(row["tiles"], row["what"]): row for row in csv.DictReader(file)}
+    for tiles in ("1", "2"):
+        gross = float(rows[tiles, "gross cost"]["ms"])
+        assert 0 < float(rows[tiles, "tap"]["ms"]) <= gross
+        assert float(rows[tiles, "output_attentions=True"]["peak_ratio"]) > 1
+    tap_bytes = {int(rows[t, "scoring"]["tap_bytes"]) // int(t) for t in ("1", "5", "80")}
+    assert tap_bytes == {ideal.tap_bytes(SMALL, 4, 4)}
+
+
+def test_the_commands_are_there_without_torch():
+    program = "import sys, eval.efficiency, eval.tap; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
