@@ -13,7 +13,7 @@ mkdir -p "$OUT"
 [ -n "${WHEELS:-}" ] && "$PYTHON" -m pip install -q --no-index --no-deps "$WHEELS"/*.whl
 
 step() { # seconds, name, command: cut off where these seconds or all are over
-    local left=$((END - SECONDS)) limit=$1 name=$2
+    local left=$((END - SECONDS)) limit=$(($1 * END / 530)) name=$2
     timeout $((left < limit ? (left > 1 ? left : 1) : limit)) "${@:3}" >"$OUT/$name.log" 2>&1
     local code=$?
     echo "$name: exit $code after $SECONDS s"

@@ -101,8 +101,8 @@ def gain_ends(
     pruned: Request,
     itemsize: int,
     ceilings: Ceilings,
+    most: int,
     least: float = 1.1,
-    most: int = 4096,
 ) -> int:
     """Longest answer, in tokens, whose throughput still gains `least`; `most` if all do."""
     ours = request_seconds(shape, pruned, itemsize, ceilings)

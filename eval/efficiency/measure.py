@@ -153,25 +153,27 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 def ceilings(
     device: torch.device, dtype: torch.dtype, cpu_time: bool = False, rounds: int = 5
 ) -> Ceilings:
-    """Measure what the device reaches: a large matrix product, and reading a large tensor."""
+    """Measure what the device reaches: a large matrix product, a large tensor read or copied."""
     import torch
 
     rows, width, large = (4096, 4096, 2**30) if device.type == "cuda" else (512, 2048, 2**28)
     a = torch.randn(rows, width, device=device).to(dtype)
     b = torch.randn(width, 2 * width, device=device).to(dtype)
     matrix = torch.ones(large // dtype.itemsize // width, width, device=device, dtype=dtype)
+    other = torch.empty_like(matrix)
     vector = torch.ones(width, device=device, dtype=dtype)
     seconds = interleave(
         {
             "flops": lambda: timed(lambda: a @ b, device, cpu_time),
-            "bytes": lambda: timed(lambda: matrix @ vector, device, cpu_time),
+            "read": lambda: timed(lambda: matrix @ vector, device, cpu_time),
+            "copy": lambda: timed(lambda: other.copy_(matrix), device, cpu_time),
         },
         rounds,
         warmup=2,
     )
     return Ceilings(
         flops=4 * rows * width**2 / min(seconds["flops"]),
-        bytes=matrix.nbytes / min(seconds["bytes"]),
+        bytes=max(matrix.nbytes / min(seconds["read"]), 2 * matrix.nbytes / min(seconds["copy"])),
     )
 
 

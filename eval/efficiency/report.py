@@ -23,6 +23,7 @@ from eval.efficiency.shapes import Shape, shape
 
 UNTOUCHED = ("tower", "splice", "first")  # stages whose work does not depend on the tokens kept
 NO_GAIN = 0.98  # a median TTFT ratio above it is no gain
+LONGEST = 2048  # tokens of an answer: nobody asks LLaVA for more
 TOLERANCE = 1.10  # measured over ideal: beyond it, something holds the gain back
 
 
@@ -320,9 +321,9 @@ def expected(
                 for request in (pruned, full)
             )
             gains = [f"{b / a:.2f}" for a, b in zip(ours[1:], theirs[1:], strict=True)]
-            ends = gain_ends(model, full, pruned, 2, limits)
+            ends = gain_ends(model, full, pruned, 2, limits, most=LONGEST)
             cells = [name, f"{every} to {kept}", str(batch), f"{ours[0] / theirs[0]:.2f}"]
-            lines.append(_line([*cells, *gains, f"{ends} tokens"]))
+            lines.append(_line([*cells, *gains, f"{ends} tokens" if ends < LONGEST else "all"]))
     return "\n".join(lines) + "\n"
 
 
