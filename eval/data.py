@@ -6,14 +6,11 @@ lmms-eval's own tasks find their data without a network or a login.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.identity import digest_files
-
-_NUMBERED = re.compile(r"-\d+-of-\d+\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -25,14 +22,11 @@ class Part:
     config: str | None = None
     documents: int = 0  # questions in it
 
-    def holds(self, name: str) -> bool:
-        """Whether a file of the repository belongs to this part."""
-        folder, _, file = name.rpartition("/")
-        return (
-            file.startswith(f"{self.split}-")
-            and _NUMBERED.search(file) is not None
-            and (folder == self.config if self.config else folder in ("", "data"))
-        )
+    @property
+    def patterns(self) -> list[str]:
+        """Its files in the repository."""
+        folders = [f"{self.config}/"] if self.config else ["", "data/"]
+        return [f"{folder}{self.split}-*-of-*.parquet" for folder in folders]
 
 
 _MMBENCH = (Part("lmms-lab-encoder/MMBench", "dev", "en", 4329),)
@@ -58,12 +52,10 @@ def documents(task: str, limit: int | None = None) -> int:
     return count if limit is None else min(limit, count)
 
 
-def files(data: Path, part: Part) -> Iterator[Path]:
+def files(data: Path, part: Part) -> list[Path]:
     """The files of a part in a data folder."""
     folder = data / part.repository
-    for path in sorted(folder.rglob("*.parquet")):
-        if part.holds(path.relative_to(folder).as_posix()):
-            yield path
+    return sorted(file for pattern in part.patterns for file in folder.glob(pattern))
 
 
 def missing(data: Path, tasks: Iterable[str]) -> list[Part]:
@@ -75,7 +67,7 @@ def missing(data: Path, tasks: Iterable[str]) -> list[Part]:
 def _complete(names: list[str]) -> bool:
     """Whether the files `...-00000-of-00003` and so on are all there."""
     counts = {name.rpartition("-of-")[2] for name in names}
-    return len(counts) == 1 and int(counts.pop()) == len(names)
+    return counts == {f"{len(names):05}"}
 
 
 def check(data: Path, tasks: Iterable[str]) -> None:

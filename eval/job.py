@@ -53,6 +53,7 @@ class Job:
             data.check(self.data, [unit.task for unit in left])
             with own_rank() as rank, _signals():
                 worker = self._load()
+                self._agree(worker)
                 for unit in rank.order(left):
                     self._try(worker, unit)
                 rank.wait()
@@ -76,6 +77,22 @@ class Job:
         from eval.worker import Worker
 
         return Worker(self.table.model, self.table.layout, self.batch, self.data, self.arguments)
+
+    def _agree(self, worker: Worker) -> None:
+        """Refuse to add to results that no table could show beside the new ones."""
+        for unit in self.units:
+            found = store.read_result(unit.path)
+            if found is None:
+                continue
+            now = worker.accuracy_protocol(unit.task)
+            then = found["protocol"] | {"data": found["protocol"]["task"].get("data")}
+            now["data"] = now.pop("task")["data"]
+            for name, value in now.items():
+                if then.get(name) != value:
+                    raise ValueError(
+                        f"{unit.path} was measured with {name} {then.get(name)}, this run has "
+                        f"{value}: choose another --out, or remove it"
+                    )
 
     def _try(self, worker: Worker, unit: Unit) -> None:
         try:

@@ -66,20 +66,14 @@ def _download(model: str) -> Path:
 
 def _fetch_part(part: Part, data: Path) -> None:
     """The files of one configuration and split, without the rest of the repository."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import snapshot_download
 
     _need_network(part.repository)
-    names = HfApi().list_repo_files(part.repository, repo_type="dataset")
-    wanted = [name for name in names if part.holds(name)]
-    if not wanted:
-        raise FileNotFoundError(
-            f"{part.repository} has no parquet file of {part.config or part.split}; "
-            f"it holds {', '.join(names[:20])}"
-        )
+    typer.echo(f"fetching {part.repository} ({part.config or part.split})")
     folder = data / part.repository
-    for name in wanted:
-        typer.echo(f"fetching {part.repository}/{name}")
-        hf_hub_download(part.repository, name, repo_type="dataset", local_dir=folder)
+    snapshot_download(
+        part.repository, repo_type="dataset", allow_patterns=part.patterns, local_dir=folder
+    )
     _write_card(part.repository, data)
 
 

@@ -29,7 +29,7 @@ class Worker:
 
         self.folder = folder
         self.lm: LlavaHIVTP = LlavaHIVTP(model, layout=layout, batch_size=batch, **arguments)
-        self.protocol = {
+        self.protocol = {  # of both passes
             "checkpoint": Path(model).name,
             "checkpoint digest": checkpoint_digest(model),
             "conversation template": self.lm.conv_template,
@@ -45,7 +45,8 @@ class Worker:
         started = time.monotonic()
         self._take(unit)
         task = official.load_task(unit.task, self.folder)
-        protocol = self._accuracy_protocol(unit, task)
+        protocol = self.accuracy_protocol(unit.task)
+        protocol["task"]["version"] = _version(task)
         journal = Journal(store.beside(unit.path, "journal.jsonl"), self._identity(unit, protocol))
         self.lm.journal = journal
         self.lm.progress = lambda total, done: Progress(label, total, done)
@@ -82,16 +83,16 @@ class Worker:
     def _take(self, unit: Unit) -> None:
         self.lm.model.pruner = unit.row.build()
 
-    def _accuracy_protocol(self, unit: Unit, task: Any) -> dict[str, Any]:
+    def accuracy_protocol(self, task: str) -> dict[str, Any]:
+        """What the scores of a task hang on: equal in all rows of a table."""
         from importlib.metadata import version
 
-        benchmark = BENCHMARKS[unit.task]
+        benchmark = BENCHMARKS[task]
         own = {
-            "name": unit.task,
-            "version": _version(task),
+            "name": task,
             "metric": benchmark.metric,
             "measures": benchmark.measures,
-            "data": data.digest(self.folder, unit.task),
+            "data": data.digest(self.folder, task),
         }
         return self.protocol | {
             "lmms-eval": version("lmms_eval"),

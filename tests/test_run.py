@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +168,15 @@ def test_a_result_cut_in_half_is_run_again(job, table):
     assert {key: again[key] for key in ("score", "tokens", "protocol")} == {
         key: before[key] for key in ("score", "tokens", "protocol")
     }
+
+
+def test_results_of_another_protocol_are_not_added_to(job, table, drawn):
+    first = job(table("pope", rows=("full",)))
+    assert first.run() == 0
+    second = job(table("pope", rows=("full", "hivtp")), batch=2)
+    with pytest.raises(ValueError, match="with batch size 1, this run has 2: choose another --out"):
+        second.run()
+    assert not store.beside(second.units[1].path, "failed.json").exists()
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(job, table, tmp_path):
@@ -414,19 +424,15 @@ def test_prefetch_takes_the_needed_files_only(drawn, tmp_path, table, monkeypatc
         (gqa / extra).parent.mkdir(exist_ok=True)
         (gqa / extra).write_text("unwanted")
 
-    class Hub:
-        def list_repo_files(self, repository, repo_type):
-            folder = hub / repository
-            return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-
-    def download(repository, name, repo_type, local_dir):
-        target = Path(local_dir) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(hub / repository / name, target)
+    def download(repository, repo_type, allow_patterns, local_dir):
+        for file in (hub / repository).rglob("*"):
+            name = file.relative_to(hub / repository).as_posix()
+            if file.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, local_dir / name)
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     done = CliRunner().invoke(app, ["prefetch", str(table("gqa, pope")), "--data", str(data)])
     assert done.exit_code == 0, done.output
     fetched = sorted(p.relative_to(data).as_posix() for p in data.rglob("*.parquet"))

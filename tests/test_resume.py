@@ -1,0 +1,158 @@
+"""Killed at any moment, by torchrun or alone: the rerun ends where an undisturbed run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval import store
+from eval.job import Job
+from eval.rows import load_table, units
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+COMPARED = ("unit", "score", "metrics", "requests", "tokens", "protocol")
+
+
+def command(config, drawn, out, *options, launch=()):
+    call = ["-m", "eval", "run", config, "--data", drawn, "--out", out, *options]
+    return [sys.executable, *launch, *map(str, call)]
+
+
+def start(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(*arguments, **options), env=environment, cwd="/", start_new_session=True
+    )
+
+
+def contents(config, out, **options):
+    """What a table is made of: all of it but times, dates and versions."""
+    found = units(load_table(config), out, **options)
+    results = [store.read_result(unit.path) for unit in found]
+    assert all(results), [store.state(unit.path) for unit in found]
+    return [
+        ({key: result[key] for key in COMPARED}, store.read_samples(unit.path))
+        for unit, result in zip(found, results, strict=True)
+    ]
+
+
+def wait_for(condition, process=None, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        assert process is None or process.poll() is None, "the process ended by itself"
+        time.sleep(0.02)
+
+
+def test_what_was_answered_before_an_error_is_not_asked_again(table, drawn, tmp_path):
+    """In one process: the third batch breaks, the rerun asks for that batch and those behind."""
+    config = table("pope", rows=("hivtp",))
+    todo = units(load_table(config), tmp_path / "out", limit=8)
+    asked = []
+
+    def job(breaks_at):
+        made = Job(load_table(config), todo, drawn, batch=2)
+        load = made._load
+
+        def fragile():
+            worker = load()
+            answer_all = worker.lm._answer_all
+
+            def answer(batch):
+                if len(asked) == breaks_at:
+                    raise RuntimeError("CUDA out of memory")
+                asked.append([request.question for request in batch])
+                return answer_all(batch)
+
+            worker.lm._answer_all = answer
+            return worker
+
+        made._load = fragile
+        return made
+
+    assert job(breaks_at=2).run() == 1
+    assert "RuntimeError: CUDA out of memory" in store.failure(todo[0].path)
+    assert job(breaks_at=None).run() == 0
+    assert len(asked) == 4  # two batches before, two after: none twice
+    assert sum(map(len, asked)) == 8
+    undisturbed = tmp_path / "undisturbed"
+    whole = Job(load_table(config), units(load_table(config), undisturbed, limit=8), drawn, batch=2)
+    assert whole.run() == 0
+    assert contents(config, tmp_path / "out", limit=8) == contents(config, undisturbed, limit=8)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_unit_the_rerun_gives_the_same(table, drawn, tmp_path):
+    config = table("pope, mme", rows=("full", "hivtp"))
+    options = ("--no-timing", "--limit", 20)
+    assert start(config, drawn, tmp_path / "whole", *options).wait(400) == 0
+
+    def lines():
+        return sum(len(p.read_bytes().splitlines()) for p in (out).rglob("*.journal.jsonl"))
+
+    out, finished = tmp_path / "out", 0
+    for _ in range(2):
+        process = start(config, drawn, out, *options)
+        wait_for(lambda enough=finished + 4: lines() >= enough, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        finished = lines()
+        assert finished
+        assert any(
+            store.state(u.path) == "missing" for u in units(load_table(config), out, limit=20)
+        )
+    (journal, *_) = out.rglob("*.journal.jsonl")
+    with journal.open("ab") as file:
+        file.write(b'{"key": "a line cut sho')
+    assert start(config, drawn, out, *options).wait(400) == 0
+    assert contents(config, out, limit=20) == contents(config, tmp_path / "whole", limit=20)
+
+
+@pytest.mark.slow
+def test_two_ranks_and_two_processes_give_the_table_of_one(table, drawn, tmp_path):
+    """Under torchrun; and two plain processes on one folder, none of them twice at a unit."""
+    config = table("pope, ocrbench", rows=("full", "hivtp"))
+    options = ("--no-timing", "--limit", 6)
+    assert start(config, drawn, tmp_path / "one", *options).wait(400) == 0
+    one = contents(config, tmp_path / "one", limit=6)
+    assert start(config, drawn, tmp_path / "ranks", *options, launch=TORCHRUN).wait(400) == 0
+    assert contents(config, tmp_path / "ranks", limit=6) == one
+    both = [start(config, drawn, tmp_path / "both", *options) for _ in range(2)]
+    assert [process.wait(400) for process in both] == [0, 0]
+    assert contents(config, tmp_path / "both", limit=6) == one
+
+
+@pytest.mark.slow
+def test_a_failed_unit_does_not_end_the_other_rank(table, drawn, tmp_path):
+    """The launcher ends all ranks when one leaves with an error: none leaves before the others."""
+    config = table("pope", rows=("deep", "full"))
+    options = ("--no-timing", "--limit", 6)
+    assert start(config, drawn, tmp_path / "out", *options, launch=TORCHRUN).wait(400) != 0
+    deep, full = units(load_table(config), tmp_path / "out", limit=6)
+    assert (store.state(deep.path), store.state(full.path)) == ("failed", "done")
+
+
+@pytest.mark.slow
+def test_the_script_of_a_table_prints_it(table, drawn, tmp_path):
+    """`bash scripts/table1.sh` with everything set by the environment, from another folder."""
+    settings = {
+        "CONFIG": table("pope, gqa"), "DATA": drawn, "OUT": tmp_path / "out", "LIMIT": "4",
+        "TIMING_N": "2", "BATCH": "2", "ROWS": "full hivtp", "PYTHON": sys.executable,
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/table1.sh"],
+        env=os.environ | {key: str(value) for key, value in settings.items()},
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 units, 4 done" in done.stdout
+    assert "| 50 %" in done.stdout
+    assert json.loads(next((tmp_path / "out").rglob("*.limit4.json")).read_text())["requests"] == 4
