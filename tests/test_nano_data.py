@@ -53,12 +53,7 @@ print("RESULT" + json.dumps([scores, gold.prompts]))
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("quick"), "quick")
-
-
-@pytest.fixture(scope="module")
-def gold(quick, tmp_path_factory):
+def gold(drawn, tmp_path_factory):
     """(scores, prompts) of right answers under lmms-eval's own tasks, run from the folder."""
     environment = {
         **os.environ,
@@ -69,7 +64,7 @@ def gold(quick, tmp_path_factory):
         "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache")),
     }
     command = [sys.executable, "-c", GOLD, TASKS]
-    done = subprocess.run(command, cwd=quick, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=drawn, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, done.stderr[-2000:]
     return json.loads(lines[0].removeprefix("RESULT"))
@@ -128,10 +123,10 @@ def test_every_set_has_the_size_it_promises():
     assert len(counts) == 8
 
 
-def test_the_same_seed_draws_the_same_data(quick, tmp_path):
+def test_the_same_seed_draws_the_same_data(drawn, tmp_path):
     again = write(tmp_path / "again", "quick")
-    for path in sorted(quick.rglob("*.parquet")):
-        assert path.read_bytes() == (again / path.relative_to(quick)).read_bytes()
+    for path in sorted(drawn.rglob("*.parquet")):
+        assert path.read_bytes() == (again / path.relative_to(drawn)).read_bytes()
 
 
 def test_an_unknown_size_is_refused():
