@@ -61,8 +61,8 @@ def tap(
         lines.append(f"| {count} | {scratch / 1e6:.1f} | {stored / count / 1e6:.2f} |")
     if place.type == "cuda":
         lines += ["", *towers.kernel(rounds)]
-    write_csv(out.with_suffix(".csv"), table)
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write_csv(out.with_name(out.name + ".csv"), table)
+    out.with_name(out.name + ".md").write_text("\n".join(lines) + "\n")
     typer.echo("\n".join(lines))
 
 

@@ -354,11 +354,11 @@ def test_the_command_writes_csv_markdown_and_plot(monkeypatch, tmp_path):
     words = [
         *("efficiency", "--random-weights", "tiny-anyres", "--method", "hivtp:r=2,k=25,c=none"),
         *("--size", "120x90", "--layout", "unpad,mosaic", "--text", "20", "--new-tokens", "1,3"),
-        *("--rounds", "2", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "e")),
+        *("--rounds", "2", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "v1.5")),
     ]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    with (tmp_path / "e.csv").open() as file:
+    with (tmp_path / "v1.5.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["case"], row["layout"]) for row in rows] == [
         ("stock", "unpad"),
@@ -369,8 +369,8 @@ def test_the_command_writes_csv_markdown_and_plot(monkeypatch, tmp_path):
     ]
     assert all(float(row["ttft_vs_stock"]) > 0 and row["torch"] and row["rounds"] for row in rows)
     assert rows[0]["image_tokens"] == rows[1]["image_tokens"]
-    assert "hivtp:r=2,k=25,c=none, mosaic" in (tmp_path / "e.md").read_text()
-    assert (tmp_path / "e-120x90-batch1.png").stat().st_size > 1000
+    assert "hivtp:r=2,k=25,c=none, mosaic" in (tmp_path / "v1.5.md").read_text()
+    assert (tmp_path / "v1.5-120x90-batch1.png").stat().st_size > 1000
 
 
 def test_the_tap_benchmark_compares_three_ways(monkeypatch, tmp_path):
@@ -388,6 +388,38 @@ def test_the_tap_benchmark_compares_three_ways(monkeypatch, tmp_path):
         assert float(rows[tiles, "output_attentions=True"]["peak_ratio"]) > 1
     tap_bytes = {int(rows[t, "scoring"]["tap_bytes"]) // int(t) for t in ("1", "5", "80")}
     assert tap_bytes == {ideal.tap_bytes(SMALL, 4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--random-weights", "llava-v9"], "choose from"),
+        (["--random-weights", "tiny", "--method", "hivpt"], "unknown pruner"),
+        (["--random-weights", "tiny", "--layout", "mosaik"], "mosaik"),
+        (["--random-weights", "tiny", "--size", "336"], "WIDTHxHEIGHT"),
+        (["--random-weights", "tiny", "--new-tokens", "0"], "whole numbers"),
+        ([], "one of the two"),
+    ],
+)
+def test_a_wrong_option_is_named(words, message):
+    from eval.__main__ import app
+
+    done = CliRunner().invoke(app, ["efficiency", *words])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
+
+
+def test_closed_forms_need_no_run():
+    from eval.__main__ import app
+
+    words = ["efficiency", "--ceilings", "149.7,696", "--new-tokens", "2,64"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    (v15,) = (line for line in done.output.splitlines() if line.startswith("| llava-v1.5-7b"))
+    _, _, tokens, batch, ttft, two, many, ends, _ = (cell.strip() for cell in v15.split("|"))
+    assert (tokens, batch) == ("576 to 144", "1")
+    assert 0.25 < float(ttft) < 0.4
+    assert float(two) > float(many) > 1
+    assert 2 < int(ends.split()[0]) < 64
 
 
 def test_the_commands_are_there_without_torch():

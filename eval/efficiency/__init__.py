@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eval.rows import LAYOUTS, load_table, select_rows
+from eval.rows import LAYOUTS, Table, load_table, select_rows
+
+if TYPE_CHECKING:
+    from eval.efficiency.report import Result
 
 
 def efficiency(
@@ -62,59 +66,81 @@ def efficiency(
         return
     import torch
 
-    from eval.efficiency import bench, report
-    from eval.efficiency.measure import Spread, machine
-    from eval.efficiency.plot import draw
+    from eval.efficiency import bench
+    from eval.efficiency.measure import machine
 
     if threads:
         torch.set_num_threads(threads)
     layouts = _words("layout", layout)
     if unknown := set(layouts) - set(LAYOUTS):
         raise typer.BadParameter(f"--layout {unknown.pop()}: choose from {LAYOUTS}")
-    methods = load_table(table) if table else None
-    cases = bench.bases(layouts) + bench.spelled_cases(method or [], layouts)
-    if methods:
-        cases += bench.table_cases(select_rows(methods, rows), layouts)
     sizes = [_size(each) for each in size or ["336x336"]]
-    made = bench.Bench.build(
-        model,
-        random_weights,
-        layers,
-        device,
-        dtype,
-        attention,
-        cpu_time,
-        text=text,
-        rounds=rounds,
-        new_tokens=lengths,
-        static_cache=static_cache,
-    )
+    try:
+        methods = load_table(table) if table else None
+        cases = bench.bases(layouts) + bench.spelled_cases(method or [], layouts)
+        if methods:
+            cases += bench.table_cases(select_rows(methods, rows), layouts)
+        made = bench.Bench.build(
+            model,
+            random_weights,
+            layers,
+            device,
+            dtype,
+            attention,
+            cpu_time,
+            text=text,
+            rounds=rounds,
+            new_tokens=lengths,
+            static_cache=static_cache,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     found = machine(made.device) | {
         "attention": attention,
         "cache": "static" if static_cache else "dynamic",
         "clock": "process" if cpu_time and made.device.type == "cpu" else "wall",
     }
-    table_rows, sections = [], []
-    for wide, high in sizes:
+    files = _Files(out, lengths, found, methods)
+    for each in sizes:
         for count in batches:
-            results = made.measure(cases, (wide, high), count)
-            section = report.markdown(results, lengths, found)
-            if count == batches[0]:
-                seconds = Spread.of(made.prepare_seconds((wide, high)))
-                section += f"- Preparing the pixels takes {1e3 * seconds.median:.1f} ms besides.\n"
+            results = made.measure(cases, each, count)
+            remarks = [made.preparing(each)]
             if largest_batch and made.device.type == "cuda" and count == batches[-1]:
-                for case in (result.case for result in results):
-                    most = made.largest_batch(case, (wide, high), max(lengths))
-                    section += f"- Largest batch of {case.label}: {most}\n"
-            typer.echo(section)
-            sections.append(section)
-            table_rows += report.rows(results, lengths, found)
-            # After every setting, so that an interruption loses one.
-            report.write_csv(out.with_suffix(".csv"), table_rows)
-            out.with_suffix(".md").write_text("\n".join(sections))
-            name = out.with_name(f"{out.name}-{wide}x{high}-batch{count}.png")
-            draw(name, results, lengths[len(lengths) // 2], methods)
-    typer.echo(f"written: {out.with_suffix('.csv')}, {out.with_suffix('.md')}, a plot per setting")
+                remarks += [made.room(result.case, each) for result in results]
+            typer.echo(files.add(results, remarks))
+    typer.echo(f"written: {files.named('.csv')}, {files.named('.md')}, a plot per setting")
+
+
+class _Files:
+    """One CSV and one Markdown file that grow with every setting, and a plot of each."""
+
+    def __init__(
+        self, stem: Path, lengths: tuple[int, ...], machine: dict[str, str], table: Table | None
+    ) -> None:
+        self.stem, self.lengths, self.machine, self.table = stem, lengths, machine, table
+        self._rows: list[dict[str, Any]] = []
+        self._sections: list[str] = []
+
+    def named(self, ending: str) -> Path:
+        """The stem may hold dots: llava-v1.5-7b."""
+        return self.stem.with_name(self.stem.name + ending)
+
+    def add(self, results: Sequence[Result], remarks: Sequence[str]) -> str:
+        """Write everything so far, so that an interruption loses one setting; returns the news."""
+        from eval.efficiency import report
+        from eval.efficiency.plot import draw
+
+        section = report.markdown(results, self.lengths, self.machine)
+        section += "".join(f"- {remark}\n" for remark in remarks)
+        self._sections.append(section)
+        self._rows += report.rows(results, self.lengths, self.machine)
+        report.write_csv(self.named(".csv"), self._rows)
+        self.named(".md").write_text("\n".join(self._sections))
+        setting, batch = results[0].setting, results[0].request.batch
+        wide, high = setting.size
+        middle = self.lengths[len(self.lengths) // 2]
+        draw(self.named(f"-{wide}x{high}-batch{batch}.png"), results, middle, self.table)
+        return section
 
 
 def _closed_forms(

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from eval.efficiency.ideal import Ceilings
-from eval.efficiency.measure import ceilings, interleave, peak_bytes, timed
+from eval.efficiency.measure import Spread, ceilings, interleave, peak_bytes, timed
 from eval.efficiency.report import Result, Setting
 from eval.efficiency.request import (
     Case,
@@ -103,26 +103,27 @@ class Bench:
         """One request."""
         return run_request(self.model, case, inputs, new_tokens, self.static_cache, self.cpu_time)
 
-    def prepare_seconds(self, size: tuple[int, int]) -> list[float]:
-        """Seconds LLaVA's preprocessing takes: equal for all methods, and no part of TTFT."""
+    def preparing(self, size: tuple[int, int]) -> str:
+        """What LLaVA's preprocessing takes: equal for all methods, and no part of TTFT."""
         pictures = [random_picture(size)]
         prepare = partial(prepare_images, pictures, self.processor, self.model.config)
-        return [timed(prepare, self.device, self.cpu_time) for _ in range(5)]
+        seconds = Spread.of(timed(prepare, self.device, self.cpu_time) for _ in range(5))
+        return f"Preparing the pixels of an image takes {1e3 * seconds.median:.1f} ms besides."
 
-    def largest_batch(self, case: Case, size: tuple[int, int], new_tokens: int) -> int:
+    def room(self, case: Case, size: tuple[int, int]) -> str:
         """Most requests at once that fit the GPU."""
 
         def fits(batch: int) -> bool:
             try:
                 inputs = make_inputs(self.model, self.processor, size, batch, self.text)
-                self.serve(case, inputs, new_tokens)
+                self.serve(case, inputs, 2)
             except torch.cuda.OutOfMemoryError:
                 return False
             finally:
                 torch.cuda.empty_cache()
             return True
 
-        return largest(fits)
+        return f"Largest batch of {case.label}: {largest(fits)}."
 
 
 def largest(fits: Callable[[int], bool], most: int = 4096) -> int:
