@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from eval.efficiency import bench, ideal, measure, report, request, shapes
+from eval.efficiency import bench, ideal, measure, report, request, shapes, towers
 from eval.efficiency.ideal import Ceilings, Request
 from eval.efficiency.measure import Spread
 from eval.efficiency.request import Case, Run
@@ -425,3 +425,13 @@ def test_closed_forms_need_no_run():
 def test_the_commands_are_there_without_torch():
     program = "import sys, eval.efficiency, eval.tap; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_both_towers_of_the_tap_benchmark_are_one():
+    made = towers.Towers.build(TOWER, CPU, torch.float32, cpu_time=False)
+    pixels = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(
+        made.eager(pixels).last_hidden_state, made.stock(pixels).last_hidden_state
+    )
+    shared = zip(made.stock.parameters(), made.eager.parameters(), strict=True)
+    assert all(ours.data_ptr() == theirs.data_ptr() for ours, theirs in shared)

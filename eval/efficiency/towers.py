@@ -35,7 +35,7 @@ class Towers:
     """One random tower, to be called in three ways."""
 
     stock: nn.Module
-    eager: nn.Module  # the same weights; attention maps need eager attention
+    eager: nn.Module  # sharing its weights: attention maps need eager attention
     pruner: HIVTP
     depth: int
     device: torch.device
@@ -56,9 +56,11 @@ class Towers:
         )
         torch.manual_seed(0)
         stock = AutoModel.from_config(config).to(device, dtype).eval().requires_grad_(False)
-        eager = AutoModel.from_config(config, attn_implementation="eager").to(device, dtype).eval()
-        eager.load_state_dict(stock.state_dict())
-        eager.requires_grad_(False)
+        with torch.device("meta"):
+            eager = AutoModel.from_config(config, attn_implementation="eager").eval()
+        eager.load_state_dict(stock.state_dict(), assign=True)
+        for name, buffer in stock.named_buffers():  # position ids are in no state
+            eager.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = buffer
         return cls(stock, eager, HIVTP(), encoder.layers - 1, device, cpu_time)
 
     def compare(self, tiles: int, rounds: int) -> list[dict[str, Any]]:
