@@ -231,11 +231,11 @@ def show_all(album: Album, rows: list[int]) -> Shown:
     return Shown(album.patches[rows], album.breaks.expand(len(rows), -1))
 
 
-def show_some(album: Album, rows: list[int], rng: random.Random, done: float) -> Shown:
-    """Patches for one step: the likely ones at first; later all, or a random share."""
+def show_some(album: Album, rows: list[int], rng: random.Random, early: bool) -> Shown:
+    """Patches for one step: the likely ones early; later all, or a random share."""
     shown = show_all(album, rows)
     length = shown.breaks.shape[1]
-    if done < 0.5:
+    if early:
         index = album.likely[rows]
     elif rng.random() < (0.6 if length == GRID**2 else 0.25):  # many tiles are slow
         return shown

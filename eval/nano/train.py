@@ -30,6 +30,8 @@ VARIANTS = ("v15", "anyres", "nodrop")
 TOWER_BATCH = 16
 HALF = 0.72  # share of the steps in which the tower sees half of the patches: twice as fast
 LANGUAGE_BATCH = 24
+_EARLY = 0.5  # share of the steps that show only patches likely to hold something
+_EARLY_ANYRES = 0.2  # shorter: such patches do not tell a thumbnail from a tile
 _EASY = 0.15  # share of the steps with questions that one look answers
 
 
@@ -41,7 +43,7 @@ class Sizes:
     language_steps: int = 2000
     nodrop_steps: int = 1400  # seeing all patches in every step, each takes twice as long
     album: int = 10_000
-    anyres_steps: int = 800
+    anyres_steps: int = 1200
     anyres_album: int = 1500
 
 
@@ -87,7 +89,8 @@ def train_language(
         rows = [rng.randrange(len(album.pictures)) for _ in range(LANGUAGE_BATCH)]
         easy = number < _EASY * steps
         encoded, _ = questions_about(album, rows, rng, hints=True, easy=easy)
-        shown = show_some(album, rows, rng, number / steps) if drop else show_all(album, rows)
+        early = number < _EARLY * steps
+        shown = show_some(album, rows, rng, early) if drop else show_all(album, rows)
         return language_loss(learning, shown, pack(encoded)), {}
 
     schedule = Schedule(steps, 2e-3, warm=80, flat=0.3)
@@ -118,12 +121,12 @@ def train_anyres(
     def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = random.Random(f"anyres {number}")
         (album,) = rng.choices(albums, chances)
-        rows = [rng.randrange(len(album.pictures)) for _ in range(LANGUAGE_BATCH // 2)]
+        rows = [rng.randrange(len(album.pictures)) for _ in range(LANGUAGE_BATCH // 3)]
         encoded, _ = questions_about(album, rows, rng, hints=True)
-        shown = show_some(album, rows, rng, number / steps)
+        shown = show_some(album, rows, rng, number < _EARLY_ANYRES * steps)
         return language_loss(learning, shown, pack(encoded)), {}
 
-    schedule = Schedule(steps, 1e-3, warm=80, flat=0.3)
+    schedule = Schedule(steps, 1.5e-3, warm=80, flat=0.3)
     fit(folder, "anyres", learning, schedule, step, _checked(learning, held_out), 200)
     return learning.eval()
 
