@@ -45,7 +45,7 @@ def figures(
             _pareto(table, results, model, out)
             return
         llava, tokenizer = _load(model, layout)
-        asked = _asked(images, question, task, data or _own_data(model, llava))
+        asked = _asked(images, question, task, data or _own_data(model, llava, flips))
         if flips:
             _flips(llava, tokenizer, asked, limit, block, samples, out)
         else:
@@ -147,14 +147,14 @@ def _load(model: str | None, layout: str) -> tuple[Any, Any]:
     return llava, tokenizer
 
 
-def _own_data(model: str | None, llava: Any) -> Path | None:
+def _own_data(model: str | None, llava: Any, full: bool) -> Path | None:
     """The embedded model's own world; another model reads what the hub gave."""
     from eval.samples import ROOT, embedded_data
 
     if model is not None and ROOT not in Path(model).resolve().parents:
         return None
     tiled = getattr(llava.config, "image_aspect_ratio", None) == "anyres"
-    return embedded_data(ROOT / "results/nano/figures-data", "large" if tiled else "small")
+    return embedded_data("large" if tiled else "small", "full" if full else "quick")
 
 
 def _asked(images: list[Path] | None, question: str, task: str, data: Path | None) -> Any:

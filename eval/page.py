@@ -108,9 +108,7 @@ def build_page(bench: Bench, name: str) -> gr.Blocks:
                     full_cost = gr.Markdown(elem_id="full-cost")
                     pruned_cost = gr.Markdown(elem_id="pruned-cost")
         gr.Markdown("Attention each patch receives, by encoder layer:")
-        heat = gr.Image(
-            show_label=False, interactive=False, buttons=["download"], elem_id="heat"
-        )
+        heat = gr.Image(show_label=False, interactive=False, buttons=["download"], elem_id="heat")
         act = Actions(bench)
         settings = [image, controls.layout, *controls.pruner]
         answers = [full, pruned, full_cost, pruned_cost, message]

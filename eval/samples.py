@@ -68,11 +68,16 @@ def read_samples(task: str, data: Path | None, limit: int | None) -> Iterator[As
         yield Asked(row["image"].convert("RGB"), row["question"].strip(), gold)
 
 
-def embedded_data(out: Path, images: str) -> Path:
-    """Draw the embedded model's data sets, unless they are there; `images` small or large."""
+def embedded_data(images: str, size: str) -> Path:
+    """Draw the embedded model's data sets, unless they are there.
+
+    Args:
+        images: small or large, for the flat or the AnyRes checkpoint.
+        size: quick or full.
+    """
     from eval.nano.datasets import write
 
-    return write(out / images, "full", images)
+    return write(ROOT / f"results/nano/figures-{images}-{size}", size, images)
 
 
 def embedded_model() -> str:
