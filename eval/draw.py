@@ -80,11 +80,11 @@ def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, hole: bool = True) -> Non
         axes.text(0.5, 0.5, "merged tokens only", transform=axes.transAxes, ha="center")
     words = [f"{kept} of {int(sheet.inside.sum())} kept"]
     if hole:
-        from eval.look import largest_hole
+        from eval.look import largest_hole, widest_hole
 
-        mask = largest_hole(stages)
+        mask, side = largest_hole(stages), widest_hole(stages)
         outline(axes, mask)
-        words.append(f"largest hole {int(mask.sum())}")
+        words.append(f"largest hole {int(mask.sum())}, {side} x {side} empty")
     axes.set_xlabel("\n".join(words), fontsize=8)
 
 
@@ -139,11 +139,12 @@ def outline(axes: Axes, mask: np.ndarray) -> None:
 
 def add_legend(figure: Figure, looks: Sequence[Look], *, hole: bool = False) -> None:
     """Explain the marks in these looks, with swatches painted as the patches are."""
-    staged = [seen.two_stages for seen in looks]
-    names = {GLOBAL: "kept", DROPPED: "dropped"}
-    if any(staged):
-        one = "global stage" if all(staged) else "kept; by HIVTP: global stage"
-        names = {GLOBAL: one, LOCAL: "local stage", DROPPED: "dropped"}
+    names: dict[int, str] = {}
+    for seen in looks:
+        for stage, name in seen.names.items():
+            known = names.get(stage, name)
+            names[stage] = known if name in known else f"{known}, {name}"
+    names = dict(sorted(names.items())) | {DROPPED: "dropped"}
     if any(not sheet.inside.all() for seen in looks for sheet in seen.sheets):
         names[CROPPED] = "letterbox"
     add_marks(figure, names, hole=hole)

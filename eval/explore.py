@@ -156,12 +156,14 @@ def open_bounded(path: str | Path) -> Image.Image:
 
 def examples(tiled: bool) -> list[tuple[Image.Image, str]]:
     """Drawings of our own with something to ask about each; larger ones for an AnyRes model."""
-    from eval.nano.draw import draw
+    from eval.nano.draw import draw, draw_large
 
-    shape = {"size": (288, 144), "scale": 1.4} if tiled else {}
-    return [
-        (draw(random.Random(seed), kind, **shape).image, words) for kind, seed, words in EXAMPLES
-    ]
+    found = []
+    for kind, seed, words in EXAMPLES:
+        rng = random.Random(seed)
+        picture = draw_large(rng, kind, (288, 216)) if tiled else draw(rng, kind)
+        found.append((picture.image, words))
+    return found
 
 
 def _raster(figure: Picture) -> Image.Image:

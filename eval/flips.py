@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.look import largest_hole, look
+from eval.look import largest_hole, look, widest_hole
 from eval.plates import Sample
 from eval.samples import Asked
 from llava_hivtp.answer import answer
@@ -22,6 +22,7 @@ class Flips:
     questions: int = 0
     right: dict[str, int] = field(default_factory=dict)  # pruner -> right answers
     holes: dict[str, int] = field(default_factory=dict)  # pruner -> patches in largest holes, sum
+    squares: dict[str, int] = field(default_factory=dict)  # pruner -> sides of empty squares, sum
     rescued: int = 0  # wrong without the local stage, right with it
     lost: int = 0  # the reverse
     samples: list[Sample] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Flips:
             "questions": self.questions,
             "accuracy": {name: round(100 * n / of, 2) for name, n in self.right.items()},
             "mean_largest_hole": {name: round(n / of, 2) for name, n in self.holes.items()},
+            "mean_empty_square": {name: round(n / of, 2) for name, n in self.squares.items()},
             "only_right_with_local_stage": self.rescued,
             "only_right_without": self.lost,
         }
@@ -47,7 +49,7 @@ def find_flips(
 ) -> Flips:
     """Answer every question unpruned, WITH and WITHOUT; keep the first `keep` that flip.
 
-    The hole of an AnyRes image is that of all its sheets together.
+    Of an AnyRes image the holes are those of its tiles put together.
     """
     flips = Flips()
     for one in asked:
@@ -57,8 +59,9 @@ def find_flips(
         for name, is_so in right.items():
             flips.right[name] = flips.right.get(name, 0) + is_so
         for name, seen in sample.looks.items():
-            size = sum(int(largest_hole(seen.laid(sheet)).sum()) for sheet in seen.sheets)
-            flips.holes[name] = flips.holes.get(name, 0) + size
+            stages = seen.laid(seen.sheets[-1])
+            flips.holes[name] = flips.holes.get(name, 0) + int(largest_hole(stages).sum())
+            flips.squares[name] = flips.squares.get(name, 0) + widest_hole(stages)
         flips.lost += right[WITHOUT] and not right[WITH]
         if right[WITH] and not right[WITHOUT]:
             flips.rescued += 1

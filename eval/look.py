@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.draw import CROPPED, DROPPED, LOCAL
+from eval.draw import CROPPED, DROPPED, GLOBAL, LOCAL
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.images import prepare_images
 from llava_hivtp.importance import received_attention
@@ -47,9 +47,12 @@ class Look:
     pruner: Pruner
 
     @property
-    def two_stages(self) -> bool:
-        """Whether GLOBAL and LOCAL are told apart."""
-        return isinstance(self.pruner, HIVTP) and self.pruner.c is not None
+    def names(self) -> dict[int, str]:
+        """What the pruner calls the patches it keeps, by stage."""
+        if not isinstance(self.pruner, HIVTP):
+            return {GLOBAL: "kept"}
+        one = {GLOBAL: "global stage"}
+        return one if self.pruner.c is None else one | {LOCAL: "local stage"}
 
     def laid(self, sheet: Sheet) -> np.ndarray:
         """Stages on a sheet, CROPPED where no patch of the image lies."""
@@ -108,6 +111,15 @@ def largest_hole(stages: np.ndarray) -> np.ndarray:
     if not count:
         return np.zeros(stages.shape, bool)
     return holes == 1 + np.bincount(holes.ravel())[1:].argmax()
+
+
+def widest_hole(stages: np.ndarray) -> int:
+    """Side of the largest square of dropped patches."""
+    sides = np.zeros((stages.shape[0] + 1, stages.shape[1] + 1), int)  # of squares ending here
+    for row, column in np.argwhere(stages == DROPPED):
+        ends = sides[row, column], sides[row, column + 1], sides[row + 1, column]
+        sides[row + 1, column + 1] = 1 + min(ends)
+    return int(sides.max())
 
 
 def mask_of(kept: KeptTokens, tiles: int, n_patches: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from eval.draw import (
     outline,
     paint,
 )
-from eval.look import chosen, fitted, largest_hole, look
+from eval.look import chosen, fitted, largest_hole, look, widest_hole
 from llava_hivtp import PRUNERS, build_pruner, load
 
 GREY = 100
@@ -93,11 +93,11 @@ def test_the_figure_shows_every_patch_of_the_call(flat):
 def test_stages_are_told_apart_only_while_the_pruner_chose_them(flat):
     image = noise((80, 80))
     seen = look(flat, image)
-    assert chosen(seen, seen.packed).two_stages
+    assert chosen(seen, seen.packed).names == {GLOBAL: "global stage", LOCAL: "local stage"}
     kept = seen.packed.kept
     fewer = replace(kept, tokens=kept.tokens[:3], tile=kept.tile[:3], patch=kept.patch[:3])
     changed = chosen(seen, fewer)
-    assert not changed.two_stages
+    assert changed.names == {GLOBAL: "kept"}
     assert (changed.stages == GLOBAL).sum() == 3
     assert changed.packed.patches == 3
 
@@ -136,21 +136,24 @@ def test_the_letterbox_is_what_the_layout_crops(anyres, size):
 
 
 @pytest.mark.parametrize(
-    ("rows", "size"),
+    ("rows", "size", "side"),
     [
-        (["000", "000"], 6),
-        (["111", "111"], 0),
-        (["010", "101", "010"], 1),  # corners do not join
-        (["001", "011", "100"], 3),
-        (["0-0", "0-0", "0-1"], 3),  # the letterbox is no hole, and joins none
-        (["001", "111", "100"], 2),
+        (["000", "000"], 6, 2),
+        (["111", "111"], 0, 0),
+        (["010", "101", "010"], 1, 1),  # corners do not join
+        (["001", "011", "100"], 3, 1),
+        (["0-0", "0-0", "0-1"], 3, 1),  # the letterbox is no hole, and joins none
+        (["001", "111", "100"], 2, 1),
+        (["1000", "0000", "0010", "0000"], 14, 2),
+        (["1000", "0000", "0000", "1111"], 11, 3),
     ],
 )
-def test_the_largest_hole_is_joined_by_sides(rows, size):
+def test_the_largest_hole_is_joined_by_sides(rows, size, side):
     stages = np.array([[{"0": DROPPED, "1": GLOBAL, "-": CROPPED}[c] for c in row] for row in rows])
     mask = largest_hole(stages)
     assert mask.sum() == size
     assert (stages[mask] == DROPPED).all()
+    assert widest_hole(stages) == side
 
 
 def test_the_outline_is_the_border_of_the_hole():

@@ -174,7 +174,7 @@ def test_samples_come_as_the_benchmark_has_them(drawn):
 
 
 def test_flips_are_counted_both_ways(monkeypatch):
-    stages = {WITH: np.array([[0, 1, 0, 1]]), WITHOUT: np.array([[0, 0, 0, 1]])}
+    stages = {WITH: np.array([[0, 1, 2, 0]]), WITHOUT: np.array([[0, 0, 0, 1]])}
     sheet = SimpleNamespace()
     looks = {
         name: SimpleNamespace(sheets=[sheet], laid=lambda sheet, s=s: s.reshape(2, 2))
@@ -194,7 +194,8 @@ def test_flips_are_counted_both_ways(monkeypatch):
     assert found.summary() == {
         "questions": 5,
         "accuracy": {"unpruned": 100, WITH: 60, WITHOUT: 40},
-        "mean_largest_hole": {WITH: 2, WITHOUT: 3},
+        "mean_largest_hole": {WITH: 1, WITHOUT: 3},
+        "mean_empty_square": {WITH: 1, WITHOUT: 1},
         "only_right_with_local_stage": 2,
         "only_right_without": 1,
     }
