@@ -7,11 +7,12 @@ import itertools
 import re
 import sys
 import textwrap
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava_hivtp.answer import Answer
 
 EMBEDDED = Path(__file__).parents[1] / "eval" / "nano" / "checkpoints" / "v15"
 # The embedded model has 12 encoder layers where the papers had 24.
@@ -25,19 +26,8 @@ EMBEDDED_LAYERS = {
     "prumerge_plus": "12",
     "hiprune": "5+11",
 }
-_WRAP = 40  # columns of an answer
+_WRAP = 40  # characters of a column
 _SHORT = "\nAnswer the question using a single word or phrase."  # as its data sets ask
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One model's answer and what it took."""
-
-    title: str
-    text: str
-    kept: int  # image tokens in the language model, row breaks left out
-    total: int
-    ttft: float  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         answers = _answer_twice(options)
     except (FileNotFoundError, ImportError, ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(_side_by_side(answers))
     return 0
@@ -70,9 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _answer_twice(options: argparse.Namespace) -> list[_Answer]:
-    """Answer without pruning, then with it; a first answer that is not timed warms up."""
+def _answer_twice(options: argparse.Namespace) -> dict[str, Answer]:
+    """Answer without pruning, then with it, by title."""
     _hush()
+    from llava_hivtp.answer import answer
     from llava_hivtp.images import open_image
     from llava_hivtp.loading import load
     from llava_hivtp.pruners import build_pruner
@@ -91,17 +82,15 @@ def _answer_twice(options: argparse.Namespace) -> list[_Answer]:
         question += "" if "\n" in question else _SHORT
     image = open_image(options.image)
     pruner = build_pruner(options.pruner, **settings)
-    path = str(options.model or EMBEDDED)
-    model, tokenizer, processor, _ = load(path, layout=options.layout)
+    model, tokenizer, *_ = load(options.model or EMBEDDED, layout=options.layout)
     _warn_of_unknown_words(tokenizer, options.question)
-    answers = []
+    answers = {}
     for method, title in ((build_pruner("none"), "full"), (pruner, options.pruner)):
         model.pruner = method
-        for _ in range(2):
-            answer = _answer(
-                model, tokenizer, processor, image, question, path, options.max_new_tokens
+        for _ in range(2):  # the first one warms up
+            answers[title] = answer(
+                model, tokenizer, image, question, max_new_tokens=options.max_new_tokens
             )
-        answers.append(_Answer(title, *answer))
     return answers
 
 
@@ -121,51 +110,6 @@ def _settings(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-class _Clock:
-    """A streamer that notes when the first generated token is there."""
-
-    def __init__(self) -> None:
-        self.puts, self.first = 0, 0.0
-
-    def put(self, _: Any) -> None:
-        """Called with the prompt, then with every token."""
-        self.puts += 1
-        if self.puts == 2:
-            self.first = time.perf_counter()
-
-    def end(self) -> None:
-        """Called after the last token."""
-
-
-def _answer(
-    model: Any, tokenizer: Any, processor: Any, image: Any, question: str, path: str, longest: int
-) -> tuple[str, int, int, float]:
-    """(text, kept, total, seconds to the first token) of one greedy answer."""
-    import torch
-    from llava.mm_utils import tokenizer_image_token
-
-    from llava_hivtp.conversation import build_prompt, template_name
-    from llava_hivtp.images import prepare_images
-
-    template = template_name(path, model.config)
-    clock, start = _Clock(), time.perf_counter()
-    pixels, sizes = prepare_images([image], processor, model.config)
-    ids = tokenizer_image_token(build_prompt(template, question, 1), tokenizer, return_tensors="pt")
-    with torch.inference_mode():
-        output = model.generate(
-            ids[None].to(model.device),
-            images=pixels,
-            image_sizes=sizes,
-            do_sample=False,
-            max_new_tokens=longest,
-            pad_token_id=tokenizer.pad_token_id,
-            streamer=clock,
-        )
-    (text,) = tokenizer.batch_decode(output, skip_special_tokens=True)
-    (packed,) = model.kept
-    return text.strip(), packed.patches, packed.total, clock.first - start
-
-
 def _warn_of_unknown_words(tokenizer: Any, question: str) -> None:
     words = re.findall(r"\w+", question)
     lost = [word for word in words if tokenizer.unk_token_id in tokenizer(word).input_ids]
@@ -173,13 +117,11 @@ def _warn_of_unknown_words(tokenizer: Any, question: str) -> None:
         print(f"warning: the model has no token for {', '.join(lost)}", file=sys.stderr)
 
 
-def _side_by_side(answers: list[_Answer]) -> str:
-    names = ["", "answer", "image tokens", "first token"]
-    columns = [_column(names)]
-    for a in answers:
-        columns.append(
-            _column([a.title, a.text, f"{a.kept} of {a.total}", f"{1000 * a.ttft:.0f} ms"])
-        )
+def _side_by_side(answers: Mapping[str, Answer]) -> str:
+    columns = [_column(["", "answer", "image tokens", "first token"])]
+    for title, found in answers.items():
+        tokens = f"{found.image.patches} of {found.image.total}"
+        columns.append(_column([title, found.text, tokens, f"{1000 * found.ttft:.0f} ms"]))
     lines = []
     for cells in zip(*columns, strict=True):
         for parts in itertools.zip_longest(*cells, fillvalue=""):
@@ -190,6 +132,7 @@ def _side_by_side(answers: list[_Answer]) -> str:
 
 
 def _column(cells: list[str]) -> list[list[str]]:
+    """Every cell as lines no wider than a column."""
     return [textwrap.wrap(cell, _WRAP) or [""] for cell in cells]
 
 

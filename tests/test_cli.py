@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,8 +39,10 @@ def test_arguments_reach_the_pruner(image, capsys):
 
 
 def test_long_answers_are_wrapped():
-    texts = [cli._Answer("full", "word " * 30, 1, 2, 0.1), cli._Answer("hivtp", "one", 1, 2, 0.1)]
-    lines = cli._side_by_side(texts).splitlines()
+    image = SimpleNamespace(patches=1, total=2)
+    texts = {"full": "word " * 30, "hivtp": "one"}
+    answers = {k: SimpleNamespace(text=v, image=image, ttft=0.1) for k, v in texts.items()}
+    lines = cli._side_by_side(answers).splitlines()
     assert max(map(len, lines)) < 100
     assert sum(line.count("word") for line in lines) == 30
 
