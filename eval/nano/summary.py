@@ -61,25 +61,25 @@ def scored(table: Table, row: Row, out: Path, limit: int | None = None) -> Score
 
 def mean(row: Scored) -> Estimate:
     """Mean of the benchmarks, each in percent."""
-    return Estimate(*_combine([_sums(groups, groups.y) for groups in row.values()]))
+    return Estimate(*_combine([_sums(t, groups, groups.y) for t, groups in row.items()]))
 
 
 def difference(row: Scored, other: Scored) -> Difference:
     """Mean of the benchmarks of one row minus another's, on the same documents."""
-    pairs = [(row[task], other[task]) for task in row]
-    if any(a.keys != b.keys for a, b in pairs):
+    if any(row[task].keys != other[task].keys for task in row):
         raise ValueError("the two rows were asked about different documents")
-    return Difference(*_combine([_sums(a, a.y - b.y) for a, b in pairs]))
+    return Difference(*_combine([_sums(t, a, a.y - other[t].y) for t, a in row.items()]))
 
 
-def in_percent(groups: stats.Groups) -> float:
+def in_percent(task: str, groups: stats.Groups) -> float:
     """One benchmark's score on 0 to 100."""
-    return _sums(groups, groups.y)[0]
+    return _sums(task, groups, groups.y)[0]
 
 
-def _sums(groups: stats.Groups, y: np.ndarray) -> tuple[float, float]:
+def _sums(task: str, groups: stats.Groups, y: np.ndarray) -> tuple[float, float]:
     """A benchmark's score from `y` on 0 to 100, and the variance between its groups."""
-    right = float(groups.weights @ _ceiling(groups))
+    most = 2 if task == "mme" else 1  # MME counts an image once more if both answers are right
+    right = float(groups.weights @ (most * groups.n))
     total, variance = 0.0, 0.0
     for stratum in np.unique(groups.strata):
         at = groups.strata == stratum
@@ -89,11 +89,6 @@ def _sums(groups: stats.Groups, y: np.ndarray) -> tuple[float, float]:
             spread = weight * (own - n * own.sum() / n.sum())
             variance += at.sum() / (at.sum() - 1) * float(spread @ spread)
     return 100 * total / right, 1e4 * variance / right**2
-
-
-def _ceiling(groups: stats.Groups) -> np.ndarray:
-    """What `y` is when all is right: MME counts an image once more if both answers are."""
-    return groups.n * 2 if len(np.unique(groups.strata)) > 1 else groups.n
 
 
 def _combine(parts: list[tuple[float, float]]) -> tuple[float, float]:
@@ -117,8 +112,8 @@ def _benchmarks(full: Scored, unseen: Scored | None) -> list[str]:
     """Every benchmark beside what the same model scores when the pictures are hidden."""
     lines = ["| benchmark (0 to 100) | unpruned | blind |", "|---|---:|---:|"]
     for task, groups in full.items():
-        hidden = f"{in_percent(unseen[task]):.1f}" if unseen else "-"
-        lines.append(f"| {BENCHMARKS[task].title} | {in_percent(groups):.1f} | {hidden} |")
+        hidden = f"{in_percent(task, unseen[task]):.1f}" if unseen else "-"
+        lines.append(f"| {BENCHMARKS[task].title} | {in_percent(task, groups):.1f} | {hidden} |")
     hidden = f"{mean(unseen)}" if unseen else "-"
     return [*lines, f"| **mean of {len(full)}** | **{mean(full)}** | {hidden} |"]
 

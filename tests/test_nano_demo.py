@@ -1,0 +1,97 @@
+"""The demo from end to end, and what its summary says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import stats
+from eval.nano.summary import difference, mean
+
+ROOT = Path(__file__).parents[1]
+
+
+def samples(scores, groups=None, strata=None):
+    return [
+        {
+            "doc_id": i,
+            "answer": str(score),
+            "score": score,
+            "group": str(groups[i] if groups else i),
+            **({"stratum": strata[i]} if strata else {}),
+        }
+        for i, score in enumerate(scores)
+    ]
+
+
+def test_every_benchmark_weighs_the_same_whatever_its_scale():
+    """MME of five categories is right to the last pair at 1000 points, the others at 100."""
+    pairs, strata = [i // 2 for i in range(20)], [str(i // 4) for i in range(20)]
+    right = {
+        "mme": stats.group("mme", samples([1.0] * 20, pairs, strata)),
+        "pope": stats.group("pope", samples([1.0] * 7)),
+        "mmbench_en_dev_static": stats.group(
+            "mmbench_en_dev_static", samples([1.0] * 8, [i // 4 for i in range(8)])
+        ),
+    }
+    assert stats.score(right["mme"]) == 1000
+    assert mean(right).value == pytest.approx(100)
+    assert mean(right).half == 0
+
+
+def test_a_pair_half_right_counts_as_mme_counts_it():
+    row = {"mme": stats.group("mme", samples([1.0, 0.0, 1.0, 1.0], [0, 0, 1, 1], ["a"] * 4))}
+    assert mean(row).value == pytest.approx(stats.score(row["mme"]) / 2)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        row = {
+            task: stats.group(task, samples((rng.random(60) < share).astype(float)))
+            for task, share in (("pope", 0.8), ("gqa", 0.5))
+        }
+        covered += abs(mean(row).value - 65) <= mean(row).half
+    assert 0.91 < covered / 400 < 0.98
+
+
+def test_a_difference_pairs_the_documents():
+    rng = np.random.default_rng(1)
+    hard = (rng.random(200) < 0.5).astype(float)
+    worse = hard * (rng.random(200) < 0.9)
+    one, other = ({"pope": stats.group("pope", samples(x))} for x in (hard, worse))
+    gap = difference(one, other)
+    assert gap.value == pytest.approx(100 * (hard - worse).mean())
+    assert gap.half < mean(one).half  # what both find hard tells nothing between them
+    assert gap.p_value < 0.01
+    assert difference(one, one).p_value == 1
+
+
+def test_rows_about_other_documents_are_not_compared():
+    one, other = ({"pope": stats.group("pope", samples([1.0] * n))} for n in (3, 4))
+    with pytest.raises(ValueError, match="different documents"):
+        difference(one, other)
+
+
+@pytest.mark.slow
+def test_the_demo_makes_three_tables_a_plot_and_a_summary(tmp_path):
+    command = [sys.executable, "-m", "eval.nano", "demo", "--out", str(tmp_path)]
+    command += ["--rows", "full hivtp-25 random-25", "--limit", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = tmp_path / "quick"
+    for number in (1, 2, 3):
+        text = (made / f"table{number}.md").read_text()
+        assert text.startswith("This is the embedded model")
+        assert "HIVTP" in text
+    assert (made / "pareto.png").stat().st_size > 10_000
+    *_, full, quarter, first, path = done.stdout.strip().splitlines()
+    assert re.match(r"unpruned: [\d.]+ ± [\d.]+ of 100, mean of 8 benchmarks \(blind ", full)
+    assert quarter.startswith("25 % of the tokens: HIVTP")
+    assert first.startswith("first token: ")
+    assert Path(path.split(" (")[0]).is_file()
