@@ -81,4 +81,6 @@ def answer(
     )
     seconds = time.perf_counter() - start
     text = tokenizer.decode(output[0], skip_special_tokens=True).strip()
-    return Answer(text, first.seconds - start, seconds, output.shape[1], model.kept[0])
+    # transformers 4 puts the mark of a beginning in front of what it generated.
+    generated = output.shape[1] - int(output[0, 0] == tokenizer.bos_token_id)
+    return Answer(text, first.seconds - start, seconds, generated, model.kept[0])

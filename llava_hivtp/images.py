@@ -32,11 +32,19 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn upright and convert to RGB; 16-bit greyscale is scaled, not clipped."""
+    """Turn upright and convert to RGB.
+
+    Greyscale of more than 8 bits is scaled, not clipped: 16-bit values, 32-bit integers beyond
+    255, and floats up to 1.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        if image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255):
+            values = values // 256
+        elif image.mode == "F" and values.max() <= 1:
+            values = values * 255
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from llava_hivtp.vision import VisionFeatures
+
+logger = logging.getLogger(__name__)
 
 # Bytes of attention alive at a time, whatever the tiles, heads and layers: it fits a CPU's cache,
 # which makes four layers of ViT-L/14-336 a quarter faster than a whole layer at a time.
@@ -24,6 +27,8 @@ def received_attention(features: VisionFeatures, layers: Iterable[int]) -> Tenso
     memory; elsewhere PyTorch does, a few heads at a time.
     """
     layers = tuple(layers)
+    if not layers:
+        raise ValueError("layers is empty; name at least one encoder layer, such as 7 8 9 10")
     received = sum(column_means(*_tapped(features, layer)) for layer in layers)
     return received[:, 1:] / len(layers)
 
@@ -41,7 +46,8 @@ def column_means(queries: Tensor, keys: Tensor) -> Tensor:
     if kernel_runs_on(queries.device):
         from llava_hivtp import kernels
 
-        return kernels.column_means(queries, keys)
+        with torch.cuda.device(queries.device):  # Triton launches on the current device
+            return kernels.column_means(queries, keys)
     return column_means_in_pytorch(queries, keys)
 
 
@@ -64,7 +70,18 @@ def kernel_runs_on(device: torch.device) -> bool:
     """Whether the Triton kernel can be used: a GPU that Triton supports, and Triton."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    from llava_hivtp import kernels
+
+    probe = torch.zeros(1, 1, 2, 16, device=device)
+    try:
+        with torch.cuda.device(device):
+            kernels.column_means(probe, probe)
+    except Exception as error:  # Triton compiles at run time: without a C compiler it cannot
+        logger.warning("Triton does not work here, PyTorch scores instead: %s", error)
+        return False
+    return True
 
 
 def _tapped(features: VisionFeatures, layer: int) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer, CLIPVisionModel, PretrainedConfig
 
 from llava_hivtp.model import (
     PrunedLlavaLlamaForCausalLM,
@@ -19,6 +20,7 @@ from llava_hivtp.model import (
 )
 from llava_hivtp.pruners import Pruner, build_pruner
 
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate decides
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _CLASSES = {
     "LlavaLlamaForCausalLM": PrunedLlavaLlamaForCausalLM,
@@ -38,14 +40,16 @@ def load(
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint with a pruner attached.
 
+    A model serves one call at a time: give every thread its own, or a lock.
+
     Args:
         path: a folder or a hub id such as liuhaotian/llava-v1.5-7b. A relative
             `mm_vision_tower` in its config.json is looked for inside the folder first.
         pruner: the method, or its name in PRUNERS; `model.pruner` swaps it later.
         layout: how AnyRes tiles are put together, see `attach`.
         dtype: of the weights; default float16 on a GPU, float32 on a CPU.
-        device_map: "cuda", "cpu", "auto" or a map as accelerate takes it; default the GPU if
-            there is one.
+        device_map: a device, "auto" or a map as accelerate takes it; default the GPU if there is
+            one.
         attn_implementation: "sdpa", "eager" or "flash_attention_2", for the language model.
         quantization: "8bit" or "4bit" (bitsandbytes), or None.
 
@@ -64,41 +68,53 @@ def load(
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_layout(layout)
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = _dtype(dtype, on_gpu=device_map != "cpu")
+    dtype = _dtype(dtype, device_map)
     options: dict[str, Any] = {"attn_implementation": _attention(attn_implementation)}
     config = cls.config_class.from_pretrained(path, **options)
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization, dtype)
     config.mm_vision_tower = _tower_path(path, settings["mm_vision_tower"])
     processor = _image_processor(config.mm_vision_tower)
+    if isinstance(device_map, (str, torch.device)) and device_map not in PLACEMENTS:
+        device_map = {"": device_map}
+    model = _whole(
+        cls,
+        path,
+        config=config,
+        torch_dtype=dtype,
+        low_cpu_mem_usage=True,
+        device_map=device_map,
+        **options,
+    )
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        clip = _whole(CLIPVisionModel, config.mm_vision_tower, torch_dtype=dtype)
+        tower.vision_tower = clip.requires_grad_(False).to(model.device)
+        tower.is_loaded = True
+    tower.image_processor = processor
+    # As LLaVA's own builder chooses: the slow tokenizer, but for Mistral.
+    tokenizer = AutoTokenizer.from_pretrained(path, use_fast=cls is PrunedLlavaMistralForCausalLM)
+    _add_image_tokens(model, tokenizer)
+    attach(model.eval(), pruner, layout)
+    return model, tokenizer, processor, getattr(config, "max_sequence_length", 2048)
+
+
+def _whole(cls: type, path: str | Path, **options: Any) -> Any:
+    """`from_pretrained`, where a missing or damaged weight is an error."""
     try:
-        model, report = cls.from_pretrained(
-            path,
-            config=config,
-            torch_dtype=dtype,
-            low_cpu_mem_usage=True,
-            device_map={"": device_map} if device_map in ("cpu", "cuda") else device_map,
-            output_loading_info=True,
-            **options,
-        )
-    except (SafetensorError, EOFError) as error:
+        model, report = cls.from_pretrained(path, output_loading_info=True, **options)
+    except (SafetensorError, EOFError, OSError, pickle.UnpicklingError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise  # out of memory, say
         raise FileNotFoundError(
             f"the weights in {path} cannot be read ({error}): fetch the checkpoint again"
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(
-            f"{path} lacks {len(missing)} weights, such as {missing[0]}; fetch it again"
+            f"{path} lacks {len(missing)} weights, such as {missing[0]}: fetch the checkpoint again"
         )
-    tower = model.get_vision_tower()
-    if not tower.is_loaded:
-        tower.load_model()
-        tower.to(device=model.device, dtype=dtype)
-    tower.image_processor = processor
-    tokenizer = AutoTokenizer.from_pretrained(path, use_fast=False)
-    _add_image_tokens(model, tokenizer)
-    attach(model.eval(), pruner, layout)
-    return model, tokenizer, processor, getattr(config, "max_sequence_length", 2048)
+    return model
 
 
 def _config_dict(path: str | Path) -> dict[str, Any]:
@@ -139,9 +155,11 @@ def _check_complete(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} holds no weights: fetch the checkpoint again")
 
 
-def _dtype(dtype: torch.dtype | str | None, on_gpu: bool) -> torch.dtype:
+def _dtype(dtype: torch.dtype | str | None, device_map: Any) -> torch.dtype:
     if dtype is None:
-        return torch.float16 if on_gpu else torch.float32
+        places = device_map.values() if isinstance(device_map, dict) else [device_map]
+        on_gpu = any(str(place) not in ("cpu", "disk") for place in places)
+        return torch.float16 if on_gpu and torch.cuda.is_available() else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
@@ -184,13 +202,19 @@ def _tower_path(path: str | Path, tower: str) -> str:
 def _image_processor(tower: str) -> Any:
     """The PIL processor: with torchvision, transformers 5 would take one with other pixels."""
     try:
+        kind = PretrainedConfig.get_config_dict(tower)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"the vision tower {tower} is not here; fetch it first") from error
+    if kind not in ("clip", "clip_vision_model"):
+        raise ValueError(f"the vision tower {tower} is a {kind}; only CLIP towers can be pruned")
+    try:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as PIL
     except ImportError:  # transformers 4 has the PIL one only
         from transformers import CLIPImageProcessor as PIL
     try:
         return PIL.from_pretrained(tower)
     except OSError as error:
-        raise FileNotFoundError(f"the vision tower {tower} is not here; fetch it first") from error
+        raise FileNotFoundError(f"{tower} has no image processor; fetch it again") from error
 
 
 def _add_image_tokens(model: Any, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
@@ -65,10 +66,7 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
 
     @pruner.setter
     def pruner(self, pruner: Pruner | str) -> None:
-        pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
-        config = self.get_vision_tower().config
-        pruner.check(config.num_hidden_layers, (config.image_size // config.patch_size) ** 2)
-        self._pruner = pruner
+        self._pruner = _fitting(pruner, self.get_vision_tower().config)
 
     def encode_images(self, images: Any, image_sizes: Any = None) -> list[Tensor]:
         """Prune, project and pack: one (L_i, D_lm) sequence per image.
@@ -84,11 +82,13 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             raise ValueError(f"images of shape {tuple(images.shape)}; 4 or 5 dimensions are needed")
         tiled = not isinstance(images, Tensor) or images.ndim == 5
         tiles = [image if image.ndim == 4 else image[None] for image in images]
+        if not tiles:
+            raise ValueError("there is no image; pass images=None for a prompt without one")
         grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
         chosen = [self._pruner.select(f) for f in self._features(tiles, grids)]
         projected = self._project(torch.cat([kept.tokens for kept in chosen]))
         projected = projected.split([len(kept) for kept in chosen])
-        sizes = image_sizes if image_sizes is not None else [None] * len(tiles)
+        sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
         self.kept = [
             self._pack(*image, tiled)
             for image in zip(projected, chosen, tiles, grids, sizes, strict=True)
@@ -109,7 +109,8 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             raise ValueError(
                 f"modalities {given['modalities']}: only images can be pruned, no video"
             )
-        given["images"] = self.encode_images(given["images"], given["image_sizes"])
+        sequences = self.encode_images(given["images"], given["image_sizes"])
+        given["images"] = _one_per_slot(sequences, given["input_ids"])
         if given["attention_mask"] is None and len(given["input_ids"]) > 1:
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
@@ -131,7 +132,10 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             start, stop = stop, stop + len(image)
             part = hidden[start:stop]
             if not torch.isfinite(part).all():
-                raise ValueError(f"image {i} gives NaN or infinity in the vision tower")
+                raise ValueError(
+                    f"image {i} gives NaN or infinity in the vision tower; check its pixels, "
+                    "and the checkpoint's dtype"
+                )
             yield VisionFeatures(
                 tokens=part[:, 1:],
                 cls=part[:, 0],
@@ -208,6 +212,9 @@ class PrunedLlavaMistralForCausalLM(PrunedLlava, LlavaMistralForCausalLM):
 def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> Any:
     """Let one loaded LLaVA prune; nothing else in the process changes. Returns the model.
 
+    Hand it the image processor's float32 pixels: it casts them itself, and a seeded random choice
+    then depends on neither dtype nor device. A model serves one call at a time.
+
     Args:
         model: an instance of an official LLaVA class.
         pruner: the method, or its name in PRUNERS.
@@ -225,15 +232,12 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
     if tower is None:
         raise ValueError(f"{type(model).__name__} has no vision tower: it was loaded without one")
     _check_tower(tower)
-    stock = type(model)
+    if getattr(model.config, "s2", False):
+        raise ValueError("config.s2 is set: S2 towers see several scales and cannot be pruned")
+    pruner = _fitting(pruner, tower.config)
     if not isinstance(model, PrunedLlava):
-        model.__class__ = _pruned_class(stock)
-    try:
-        model.pruner = pruner
-    except ValueError:
-        model.__class__ = stock
-        raise
-    model.layout = layout
+        model.__class__ = _pruned_class(type(model))
+    model._pruner, model.layout = pruner, layout
     return model
 
 
@@ -258,6 +262,31 @@ def _pruned_class(stock: type) -> type:
         if cls.__bases__[1] is stock:
             return cls
     return type(f"Pruned{stock.__name__}", (PrunedLlava, stock), {"__module__": stock.__module__})
+
+
+def _fitting(pruner: Pruner | str, tower_config: Any) -> Pruner:
+    """The method, built if it is a name, after checking that it fits the tower."""
+    pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"a Pruner or its name is needed, got {pruner!r}; 'none' keeps everything")
+    side = tower_config.image_size // tower_config.patch_size
+    pruner.check(tower_config.num_hidden_layers, side * side)
+    return pruner
+
+
+def _one_per_slot(sequences: list[Tensor], input_ids: Tensor) -> list[Tensor]:
+    """Image sequences as LLaVA's splice takes them: a row without an image takes one, too.
+
+    Such a row may come with an image of its own, as LLaVA's training does it, or without.
+    """
+    marks = (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist()
+    if len(sequences) == sum(max(count, 1) for count in marks):
+        return sequences
+    if len(sequences) != sum(marks):
+        raise ValueError(f"{len(sequences)} images for {sum(marks)} image marks in the prompts")
+    rest = iter(sequences)
+    rows = [[next(rest) for _ in range(count)] or [sequences[0][:0]] for count in marks]
+    return _Sequences(sequence for row in rows for sequence in row)
 
 
 def _check_tower(tower: Any) -> int:
@@ -287,6 +316,8 @@ def _encode(
 ) -> tuple[Tensor, AttentionTap]:
     moved = pixels.to(device=tower.device, dtype=tower.dtype)
     hidden, tap = encode_tiles(tower.vision_tower, moved, depth, layers)
+    for record in (tap.queries, tap.keys):  # a tower may be spread over devices
+        record.update({layer: part.to(hidden.device) for layer, part in record.items()})
     return hidden.to(pixels.dtype), tap
 
 

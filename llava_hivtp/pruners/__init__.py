@@ -89,6 +89,8 @@ def _layers(value: Any) -> tuple[int, ...]:
     parts = value.split("+") if isinstance(value, str) else value
     parts = [parts] if isinstance(parts, int) else parts
     try:
+        if any(isinstance(part, float) for part in parts):
+            raise ValueError
         return tuple(int(part) for part in parts)
     except (TypeError, ValueError):
         raise ValueError(f"layers must be such as 7+8+9+10, got {value!r}") from None

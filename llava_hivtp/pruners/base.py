@@ -40,6 +40,10 @@ class Pruner:
     def check(self, n_layers: int, n_patches: int) -> None:
         """Raise a ValueError unless the method fits an encoder of this depth and grid."""
         name = type(self).__name__
+        if not isinstance(self.layers, tuple) or any(type(n) is not int for n in self.layers):
+            raise ValueError(f"{name}: layers must be a tuple of numbers, got {self.layers!r}")
+        if type(self).layers and not self.layers:
+            raise ValueError(f"{name}: layers is empty; name at least one encoder layer")
         if isinstance(self.layers, PaperLayers) and n_layers != PaperLayers.depth:
             raise ValueError(
                 f"{name}: the default layers {tuple(self.layers)} are the paper's, for "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llava_hivtp.pruners.base import ScorePruner, share
+from llava_hivtp.pruners.base import ScorePruner, finite, share
 from llava_hivtp.vision import VisionFeatures
 
 
@@ -30,10 +30,8 @@ class DivPrune(ScorePruner):
             raise ValueError("DivPrune compares projected tokens; give VisionFeatures.project")
         count = share(self.keep, features.n_patches)
         directions = normalize(features.project(features.tokens).float(), dim=-1)
-        distance = 1 - directions @ directions.transpose(1, 2)  # (T, N, N)
-        nearest = distance.topk(2, largest=False).values[
-            ..., 1
-        ]  # the other one is the patch itself
+        distance = finite(1 - directions @ directions.transpose(1, 2))  # (T, N, N)
+        nearest = distance.kthvalue(2).values  # the nearest is the patch itself
         nearest_pick = torch.full_like(nearest, torch.inf)
         scores = torch.zeros_like(nearest)
         tiles = torch.arange(features.n_tiles, device=scores.device)

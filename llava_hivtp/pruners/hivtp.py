@@ -37,8 +37,6 @@ class HIVTP(Pruner):
             raise ValueError(f"k must be a percentage in (0, 100], got {self.k!r}")
         if not 0 < self.k <= 100:
             raise ValueError(f"k must be a percentage in (0, 100], got {self.k}")
-        if not self.layers:
-            raise ValueError("layers is empty; name at least one encoder layer, such as 7 8 9 10")
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Algorithm 2 on every tile; survivors in raster order."""

@@ -47,7 +47,7 @@ class VisPruner(ScorePruner):
         attention = finite(cls_attention(features, *self.layers))
         order = attention.argsort(descending=True, stable=True)
         directions = normalize(features.tokens.float(), dim=-1)
-        likeness = directions @ directions.transpose(1, 2)  # (T, N, N)
+        likeness = finite(directions @ directions.transpose(1, 2))  # (T, N, N)
         diverse = _distinct(likeness, order[:, important:], count - important)
         stay = torch.cat([order[:, :important], diverse], 1)
         return torch.zeros_like(attention).scatter_(1, stay, 1)

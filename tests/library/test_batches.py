@@ -10,8 +10,9 @@ import torch
 from ask import embed, generate, prompt_ids
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
-from llava_hivtp import attach, build_pruner, detach
+from llava_hivtp import PRUNERS, attach, build_pruner, detach
 from llava_hivtp.images import prepare_images
+from llava_hivtp.pruners import Pruner
 
 ASK = [
     "USER: <image>\nWhat? ASSISTANT:",
@@ -19,6 +20,11 @@ ASK = [
     "<image>!",
 ]
 SIZES = {"v15": [(336, 336), (640, 200), (50, 90)], "next": [(640, 480), (1000, 300), (90, 50)]}
+
+
+class RuntimeErrorPruner(Pruner):
+    def check(self, n_layers, n_patches):
+        raise RuntimeError("no")
 
 
 @pytest.fixture
@@ -74,6 +80,58 @@ def test_rows_without_an_image_and_beams(pruned, photo):
     assert len(rows) == 2
 
 
+def test_a_row_without_an_image_needs_none(pruned, photo):
+    llava = pruned("v15")
+    image, text = photo((336, 336)), "USER: Hello ASSISTANT:"
+    with_dummy = generate(*llava, [photo((9, 9)), image], text, ASK[0])
+    assert generate(*llava, [image], text, ASK[0]) == with_dummy
+    assert with_dummy[0] == generate(*llava, [photo((50, 50))], text)[0]
+    with pytest.raises(ValueError, match="3 images for 1 image marks"):
+        generate(*llava, [image] * 3, text, ASK[0])
+
+
+def test_v15_needs_no_image_sizes(pruned, photo):
+    model, tokenizer, processor = pruned("v15")
+    pixels, _ = prepare_images([photo((336, 336))], processor, model.config)
+    ids, _ = prompt_ids(tokenizer, ASK[0])
+    for sizes in (None, [(1, 1), (2, 2)]):
+        assert model.generate(ids, images=pixels, image_sizes=sizes, max_new_tokens=1).numel()
+
+
+METHODS = {name: {} for name in PRUNERS} | {
+    name: {"keep": 0.25} for name in PRUNERS if "keep" in PRUNERS[name].__dataclass_fields__
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", ["v15", "next"])
+def test_every_method_runs_in_the_model_and_ignores_its_neighbours(loaded, photo, kind, name):
+    model, _, processor = loaded(kind)
+    attach(model, build_pruner(name, **METHODS[name]))
+    images = [photo(size, i) for i, size in enumerate(SIZES[kind][:2])]
+    together = model.encode_images(*prepare_images(images, processor, model.config))
+    for place, image in enumerate(images):
+        kept = model.kept[place].kept
+        (alone,) = model.encode_images(*prepare_images([image], processor, model.config))
+        assert torch.equal(model.kept[0].kept.patch, kept.patch)
+        torch.testing.assert_close(alone, together[place], rtol=1e-3, atol=1e-3)
+        if kind == "v15" and "keep" in METHODS[name]:
+            assert len(kept) <= 144
+        model.encode_images(*prepare_images(images, processor, model.config))
+
+
+def test_a_random_choice_does_not_depend_on_the_dtype(loaded, photo):
+    model, _, processor = loaded("v15")
+    half = attach(copy.deepcopy(detach(model)).to(torch.bfloat16), build_pruner("random", keep=0.1))
+    attach(model, build_pruner("random", keep=0.1))
+    pixels, _ = prepare_images([photo((336, 336)), photo((90, 40))], processor, model.config)
+    model.encode_images(pixels)
+    half.encode_images(pixels)
+    for ours, theirs in zip(model.kept, half.kept, strict=True):
+        assert torch.equal(ours.kept.patch, theirs.kept.patch)
+    assert not torch.equal(model.kept[0].kept.patch, model.kept[1].kept.patch)
+
+
 def test_two_images_in_a_prompt_are_counted_apart(pruned, photo):
     llava = pruned("next")
     embeds, _ = embed(*llava, [photo((640, 480)), photo((300, 300))], "<image> or <image>?")
@@ -123,6 +181,10 @@ def test_a_refused_pruner_leaves_the_model_as_it_was(loaded):
     with pytest.raises(ValueError, match="r=5 does not divide"):
         attach(model, build_pruner("hivtp", r=5))
     assert type(model) is LlavaLlamaForCausalLM
+    for wrong, error in ((None, TypeError), (RuntimeErrorPruner(), RuntimeError)):
+        with pytest.raises(error):
+            attach(model, wrong)
+        assert type(model) is LlavaLlamaForCausalLM
     attach(model, "hivtp")
     before = model.pruner
     with pytest.raises(ValueError, match="lie outside"):
@@ -157,6 +219,14 @@ def test_half_precision_takes_float32_pixels(loaded, photo, dtype):
     (tokens,) = generate(half, *rest, [photo((336, 336))], ASK[0])
     assert tokens
     assert half.kept[0].tokens.dtype == dtype
+
+
+@pytest.mark.parametrize("layers", [(), 8, "8", (7.5, 8), [23]])
+@pytest.mark.parametrize("name", ["hivtp", "fopru", "prumerge", "hired"])
+def test_layers_that_are_none_are_refused(loaded, name, layers):
+    model = loaded("v15")[0]
+    with pytest.raises(ValueError, match="layer"):
+        model.pruner = PRUNERS[name](layers=layers)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
 from ask import embed, generate
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 
 from llava_hivtp import attach, build_pruner, detach
 
@@ -106,3 +109,23 @@ def test_spatial_checkpoints_without_unpadding_are_stock(loaded, photo):
         same(loaded, "next", [photo((640, 480))], ASK)
     finally:
         model.config.mm_patch_merge_type = before
+
+
+@pytest.mark.parametrize("kind", ["v15", "next", "mistral"])
+def test_loaded_by_llava_itself_it_answers_alike(loaded, checkpoints, photo, kind):
+    """The official classes and their own loader, none of our code on that side."""
+    if kind != "v15" and int(transformers.__version__.split(".")[0]) >= 5:
+        pytest.skip("stock LLaVA cannot load LLaVA-NeXT checkpoints under transformers 5")
+    model, tokenizer, processor = loaded(kind)
+    official = LlavaMistralForCausalLM if kind == "mistral" else LlavaLlamaForCausalLM
+    config = official.config_class.from_pretrained(checkpoints(kind))
+    config.mm_vision_tower = str(checkpoints(kind) / "tower")
+    stock = official.from_pretrained(checkpoints(kind), config=config).eval()
+    if not stock.get_vision_tower().is_loaded:
+        stock.get_vision_tower().load_model()
+    attach(model)
+    images = [photo((640, 480))]
+    ours, theirs = (embed(m, tokenizer, processor, images, ASK)[0] for m in (model, stock))
+    assert torch.equal(ours, theirs)
+    ours, theirs = (generate(m, tokenizer, processor, images, ASK) for m in (model, stock))
+    assert ours == theirs

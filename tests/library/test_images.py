@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ from PIL import Image
 
 from llava_hivtp.images import open_image, prepare_images, to_rgb
 
+DIGESTS = {
+    "v15": 3160777078,
+    "next": 3429183324,
+}  # crc32 of the float32 pixels, measured under 4.37.2 and 5.23.0
+
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I", "I;16", "F", "YCbCr"])
 def test_every_mode_becomes_rgb(loaded, mode):
@@ -18,7 +24,10 @@ def test_every_mode_becomes_rgb(loaded, mode):
     model = loaded("v15")[0]
     image = Image.new("L", (40, 30), 100).convert(mode) if mode != "I;16" else None
     image = image or Image.fromarray(np.full((30, 40), 25600, np.uint16))
-    assert to_rgb(image).mode == "RGB"
+    values = np.asarray(to_rgb(image)).astype(int)
+    assert values.shape == (30, 40, 3)
+    if mode != "1":  # black and white has no grey
+        assert abs(values - 100).max() <= 1
     pixels, sizes = prepare_images([image], processor, model.config)
     assert sizes == [(40, 30)]
     assert torch.isfinite(pixels).all()
@@ -27,6 +36,22 @@ def test_every_mode_becomes_rgb(loaded, mode):
 def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 256 * 100, 65535]], np.uint16)
     assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_floats_up_to_one_and_wide_integers_are_scaled():
+    ramp = np.array([[0, 0.5, 1]], np.float32)
+    assert np.asarray(to_rgb(Image.fromarray(ramp)))[0, :, 0].tolist() == [0, 127, 255]
+    wide = np.array([[0, 100 * 256, 65535]], np.int32)
+    assert np.asarray(to_rgb(Image.fromarray(wide)))[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("kind", ["v15", "next"])
+def test_pixels_are_equal_under_both_transformers_versions(loaded, kind):
+    _, _, processor = loaded(kind)
+    ramp = np.add.outer(np.arange(90) * 2, np.arange(130)) % 256
+    image = Image.fromarray(np.stack([ramp, 255 - ramp, ramp[::-1]], -1).astype(np.uint8))
+    pixels, _ = prepare_images([image], processor, loaded(kind)[0].config)
+    assert zlib.crc32(pixels.contiguous().numpy()) == DIGESTS[kind]
 
 
 def test_a_photo_held_sideways_is_turned_upright(tmp_path):

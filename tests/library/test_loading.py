@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from ask import generate
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava_hivtp import load
 from llava_hivtp.pruners import HIVTP
@@ -23,9 +23,36 @@ def copy_of(checkpoints, tmp_path):
     return get
 
 
+def cut(path):
+    """What an interrupted download leaves."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def drop(path, name):
+    weights = load_file(path)
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def edit(folder, **changes):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | changes))
+
+
+def as_bin(folder):
+    """The same checkpoint as LLaVA-v1.5's on the hub is stored: pickled, not safetensors."""
+    for path in (folder / "model.safetensors", folder / "tower" / "model.safetensors"):
+        torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+        path.unlink()
+    return folder / "pytorch_model.bin"
+
+
+def test_pickled_checkpoints_load_alike(copy_of, loaded):
+    folder = copy_of("v15")
+    as_bin(folder)
+    ours, theirs = load(folder, device_map="cpu")[0].state_dict(), loaded("v15")[0].state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("kind", ["v15", "next", "mistral"])
@@ -70,6 +97,32 @@ def test_dtype_and_attention_are_as_asked(checkpoints):
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, torch.device("cpu")])
+def test_without_a_gpu_weights_are_float32(checkpoints, device_map):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert load(checkpoints("v15"), device_map=device_map)[0].dtype == torch.float32
+
+
+def test_a_tokenizer_as_vicuna_ships_it(copy_of, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("USER: what is in the image? ASSISTANT: a red square\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=40,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    folder = copy_of("v15")
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(tmp_path / "tokenizer.model", folder)
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True}
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | special))
+    tokenizer = load(folder, device_map="cpu")[1]
+    ids = tokenizer("a red square").input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "a red square"
+
+
 @pytest.mark.parametrize(
     ("break_it", "error", "message"),
     [
@@ -78,6 +131,18 @@ def test_dtype_and_attention_are_as_asked(checkpoints):
         (lambda f: shutil.rmtree(f / "tower"), FileNotFoundError, "vision tower tower is not here"),
         (lambda f: edit(f, architectures=["GPT2"]), ValueError, r"\['GPT2'\]; supported are"),
         (lambda f: edit(f, mm_vision_tower=None), ValueError, "names no mm_vision_tower"),
+        (lambda f: edit(f, s2=True), ValueError, "S2 towers see several scales"),
+        (lambda f: edit(f / "tower", model_type="siglip"), ValueError, "is a siglip; only CLIP"),
+        (lambda f: (f / "tower/model.safetensors").unlink(), FileNotFoundError, "tower cannot be"),
+        (lambda f: cut(f / "tower/model.safetensors"), FileNotFoundError, "tower cannot be read"),
+        (lambda f: cut(as_bin(f)), FileNotFoundError, "cannot be read.*fetch the checkpoint again"),
+        (
+            lambda f: drop(
+                f / "tower/model.safetensors", "vision_model.encoder.layers.1.mlp.fc1.bias"
+            ),
+            ValueError,
+            "tower lacks 1 weights, such as .*encoder.layers.1.mlp.fc1.bias",
+        ),
     ],
 )
 def test_incomplete_checkpoints_are_refused(copy_of, break_it, error, message):
@@ -98,20 +163,14 @@ def test_missing_shards_are_named(copy_of):
 
 def test_a_half_downloaded_file_is_refused(copy_of):
     folder = copy_of("v15")
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    cut(folder / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="cannot be read.*fetch the checkpoint again"):
         load(folder, device_map="cpu")
 
 
 def test_missing_weights_are_never_random(copy_of):
-    from safetensors.torch import save_file
-
     folder = copy_of("next")
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    del weights["model.mm_projector.2.weight"]
-    save_file(weights, path, metadata={"format": "pt"})
+    drop(folder / "model.safetensors", "model.mm_projector.2.weight")
     with pytest.raises(ValueError, match=r"lacks 1 weights, such as model.mm_projector.2.weight"):
         load(folder, device_map="cpu")
 

@@ -30,6 +30,14 @@ def tower():
 
 
 @pytest.fixture(scope="module")
+def fast(tower):
+    """The same weights under the attention that transformers would take by itself."""
+    model = CLIPVisionModel(CLIPVisionConfig(**SHAPE)).eval()
+    model.load_state_dict(tower.state_dict())
+    return model
+
+
+@pytest.fixture(scope="module")
 def pixels():
     return torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
 
@@ -49,6 +57,15 @@ def test_tapped_attention_equals_the_maps(tower, pixels):
         expected = maps.mean(2).mean(1)[:, 1:]
         torch.testing.assert_close(received_attention(image, (layer,)), expected)
         torch.testing.assert_close(cls_attention(image, layer), maps[:, :, 0, 1:].mean(1))
+
+
+@torch.no_grad()
+def test_the_default_attention_is_tapped_as_well(tower, fast, pixels):
+    maps = tower(pixels, output_attentions=True).attentions
+    hidden, tap = encode_tiles(fast, pixels, 5, layers=(4,))
+    image = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
+    expected = maps[3].mean((1, 2))[:, 1:]
+    torch.testing.assert_close(received_attention(image, (4,)), expected)
 
 
 @torch.no_grad()
