@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava_hivtp.answer import Answer
 
-EMBEDDED = Path(__file__).parents[1] / "eval" / "nano" / "checkpoints" / "v15"
+EMBEDDED = Path(__file__).parents[1] / "eval" / "nano" / "checkpoints" / "nodrop"
 # The embedded model has 12 encoder layers where the papers had 24.
 EMBEDDED_LAYERS = {
     "hivtp": "4+5",
