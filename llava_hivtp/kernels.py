@@ -24,6 +24,7 @@ def column_means(queries: Tensor, keys: Tensor) -> Tensor:
     tiles, heads, length, width = queries.shape
     log_sums = queries.new_empty(tiles, heads, length, dtype=torch.float32)
     sums = torch.empty_like(log_sums)
+    means = queries.new_empty(tiles, length, dtype=torch.float32)
     grid = (triton.cdiv(length, BLOCK), heads, tiles)
     sizes = {
         "heads": heads,
@@ -33,13 +34,25 @@ def column_means(queries: Tensor, keys: Tensor) -> Tensor:
         "PADDED": max(16, triton.next_power_of_2(width)),
         "BLOCK": BLOCK,
     }
-    _row_log_sums[grid](queries, keys, log_sums, *queries.stride(), *keys.stride(), **sizes)
-    _column_sums[grid](queries, keys, log_sums, sums, *queries.stride(), *keys.stride(), **sizes)
-    return sums.mean(1) / length
+    strides = (*queries.stride(), *keys.stride())
+    with torch.cuda.device_of(queries):  # Triton launches on the current GPU, wherever tensors are
+        _row_log_sums[grid](queries, keys, log_sums, *strides, **sizes)
+        _column_sums[grid](queries, keys, log_sums, sums, *strides, **sizes)
+        _mean_over_heads[grid[0], tiles](sums, means, heads, length, BLOCK=BLOCK)
+    return means
 
 
 @triton.jit
-def _load(base, stride_row, stride_column, first, length, width, PADDED, BLOCK):
+def _load(
+    base,
+    stride_row,
+    stride_column,
+    first,
+    length,
+    width,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """(BLOCK, PADDED) rows from `first` on; zero beyond length and width."""
     rows = first + tl.arange(0, BLOCK)
     columns = tl.arange(0, PADDED)
@@ -125,3 +138,15 @@ def _column_sums(
     columns = first + tl.arange(0, BLOCK)
     at = sums + (tile * heads + head) * length + columns
     tl.store(at, received, mask=columns < length)
+
+
+@triton.jit
+def _mean_over_heads(sums, means, heads, length, BLOCK: tl.constexpr):
+    """Mean over heads and rows; heads in order, whatever the number of tiles."""
+    tile = tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for head in range(0, heads):
+        at = sums + (tile * heads + head) * length + columns
+        total += tl.load(at, mask=columns < length, other=0.0)
+    tl.store(means + tile * length + columns, total / (heads * length), mask=columns < length)
