@@ -51,7 +51,11 @@ def explore(
     except (OSError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-    launch(build_page(Bench(llava, tokenizer), model or "The embedded model"), host, port)
+    launch(
+        build_page(Bench(llava, tokenizer), Path(model).name if model else "The embedded model"),
+        host,
+        port,
+    )
 
 
 class Bench:

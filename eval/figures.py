@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +80,7 @@ def _draw_all(llava: Any, tokenizer: Any, asked: list[Asked], block: int, out: P
 def _flips(
     llava: Any,
     tokenizer: Any,
-    asked: Any,
+    asked: Iterable[Asked],
     limit: int | None,
     block: int,
     samples: int,
@@ -147,23 +148,23 @@ def _load(model: str | None, layout: str) -> tuple[Any, Any]:
     return llava, tokenizer
 
 
-def _own_data(model: str | None, llava: Any, full: bool) -> Path | None:
-    """The embedded model's own world; another model reads what the hub gave."""
+def _own_data(model: str | None, llava: Any, full: bool) -> Path:
+    """The embedded model's own world; another model reads what was fetched."""
     from eval.samples import ROOT, embedded_data
 
     if model is not None and ROOT not in Path(model).resolve().parents:
-        return None
+        return Path("data")
     tiled = getattr(llava.config, "image_aspect_ratio", None) == "anyres"
     return embedded_data("large" if tiled else "small", "full" if full else "quick")
 
 
-def _asked(images: list[Path] | None, question: str, task: str, data: Path | None) -> Any:
+def _asked(images: list[Path] | None, question: str, task: str, data: Path) -> Iterable[Asked]:
     from eval.samples import Asked, read_samples
     from llava_hivtp.images import open_image
 
     if images:
         return [Asked(open_image(path), question) for path in images]
-    return read_samples(task, data, None)
+    return read_samples(task, data)
 
 
 def _save(figure: Picture, stem: Path, what: str) -> None:

@@ -69,7 +69,7 @@ def build_page(bench: Bench, name: str) -> gr.Blocks:
     """Lay the page out and connect it."""
     with gr.Blocks(title="HIVTP explorer", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
-            f"## What a pruner keeps\n{name}: {bench.side} x {bench.side} patches a tile, "
+            f"## What a pruner keeps\n{name}, {bench.side} x {bench.side} patches a tile, "
             f"{bench.depth} encoder layers. Times are of one request on this machine."
         )
         image = gr.State()

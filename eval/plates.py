@@ -93,7 +93,7 @@ def draw_samples(samples: Sequence[Sample]) -> Picture:
 def draw_methods(image: Image.Image, looks: Mapping[str, Look]) -> Picture:
     """One image, every method's kept tokens."""
     wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks.values())
-    columns = 5 if wide < 1.5 else 3 if wide < 4 else 2
+    columns = 7 if wide < 1.5 else 3 if wide < 4 else 2
     lines = math.ceil((1 + len(looks)) / columns)
     size = 12 / columns
     figure = Picture(
@@ -139,6 +139,7 @@ def _image_panel(axes: Axes, image: Image.Image) -> None:
     axes.imshow(image)
     axes.set(xticks=[], yticks=[], anchor="N")
     axes.set_title("image", fontsize=9)
+    axes.set_xlabel(" \n ", fontsize=8)  # as tall as its neighbours
 
 
 def _kept_panels(
@@ -153,9 +154,10 @@ def _kept_panels(
     for cell, sheet in zip(inner, seen.sheets, strict=True):
         panel = figure.add_subplot(cell)
         show_kept(panel, seen, sheet, hole=hole)
-        loose = int((seen.packed.kept.patch < 0).sum())
-        if loose and sheet is seen.sheets[0]:
-            panel.set_xlabel(f"{panel.get_xlabel()}\n{loose} more without a place", fontsize=8)
+        loose = int((seen.packed.kept.patch < 0).sum()) if sheet is seen.sheets[0] else 0
+        if loose or not hole:  # always two lines, so that panels stand in line
+            second = f"{loose} without a place" if loose else " "
+            panel.set_xlabel(f"{panel.get_xlabel()}\n{second}", fontsize=8)
         panel.set_title(title if sheet is seen.sheets[0] else sheet.title, fontsize=9)
 
 

@@ -1,7 +1,8 @@
-"""Questions about images to draw with: a benchmark's, the embedded model's world, or one's own."""
+"""Questions about images to draw with: a benchmark's, or the embedded model's world."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from eval import data
+
 SHORT = "Answer the question using a single word or phrase."  # as LLaVA is asked in benchmarks
+TASKS = ("pope", "mme", "textvqa_val", "ocrbench")  # the question alone is all that is asked
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "eval/nano/checkpoints/v15"
 
@@ -28,44 +32,24 @@ class Asked:
         return f"{self.question}\n{SHORT}"
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Where the hub keeps a benchmark of open questions."""
-
-    repository: str
-    split: str
-
-
-BENCHMARKS = {
-    "pope": Benchmark("lmms-lab-encoder/POPE", "test"),
-    "mme": Benchmark("lmms-lab-encoder/MME", "test"),
-    "textvqa_val": Benchmark("lmms-lab-encoder/textvqa", "validation"),
-    "ocrbench": Benchmark("echo840/OCRBench", "test"),
-}
-
-
-def read_samples(task: str, data: Path | None, limit: int | None) -> Iterator[Asked]:
-    """Questions of a benchmark from `data`, a folder that mirrors the hub, or from the cache.
+def read_samples(task: str, folder: Path, limit: int | None = None) -> Iterator[Asked]:
+    """Questions of a benchmark from a folder that mirrors the hub.
 
     Raises:
-        ValueError: for another task, or where its data are not here.
+        ValueError: for a task that is not one of TASKS.
+        FileNotFoundError: if its data are not there.
     """
-    if task not in BENCHMARKS:
-        raise ValueError(f"unknown task {task!r}; choose from {', '.join(BENCHMARKS)}")
-    from datasets import load_dataset
-
-    where = BENCHMARKS[task]
-    inside = data / where.repository if data else None
-    if inside is not None and not inside.is_dir():
-        raise ValueError(f"{data} holds no {where.repository}: fetch it, or leave --data out")
-    try:
-        rows = load_dataset(str(inside or where.repository), split=where.split)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {inside or where.repository}: {error}") from error
+    if task not in TASKS:
+        raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {task!r}")
+    data.check(folder, [task])
+    (part,) = data.PARTS[task]
+    # Not through `datasets`: its cache takes two files of one name in two folders for the same.
+    rows = (row for file in data.files(folder, part) for row in _rows(file))
     for row in islice(rows, limit):
         answers = row.get("answer", row.get("answers"))
         gold = answers if isinstance(answers, str) else answers[0]
-        yield Asked(row["image"].convert("RGB"), row["question"].strip(), gold)
+        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        yield Asked(image, row["question"].strip(), gold)
 
 
 def embedded_data(images: str, size: str) -> Path:
@@ -89,3 +73,11 @@ def embedded_model() -> str:
     if not (EMBEDDED / "config.json").is_file():
         raise FileNotFoundError(f"no embedded model at {EMBEDDED}: name a checkpoint with --model")
     return str(EMBEDDED)
+
+
+def _rows(file: Path) -> Iterator[dict]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(file) as table:
+        for batch in table.iter_batches(batch_size=32):
+            yield from batch.to_pylist()

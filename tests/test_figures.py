@@ -152,8 +152,8 @@ def test_images_of_ones_own_are_drawn(tiny, tmp_path):
     ("arguments", "words"),
     [
         (["--block", "60"], "must be one of"),
-        (["--task", "chess"], "unknown task 'chess'"),
-        (["--data", "/nowhere"], "holds no lmms-lab-encoder/POPE"),
+        (["--task", "chess"], "--task must be one of pope"),
+        (["--data", "/nowhere"], "/nowhere lacks lmms-lab-encoder/POPE"),
         (["/nowhere/at.png"], "no image file at"),
     ],
 )
