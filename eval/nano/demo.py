@@ -16,7 +16,6 @@ from eval import store
 from eval.rows import Table, load_table, select_rows, units
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
 NOTE = """\
 This is the embedded model: a LLaVA of 2.3 million weights, trained in under an hour on drawn
 pictures, answering questions about drawn pictures. It shows that the whole pipeline works and what
