@@ -1,5 +1,5 @@
 # make setup | test | test-all | check | demo | explore
-# Choices, kept for later calls: TORCH=2.11.0  LLAVA=git  PYTHON=python3.11
+# Choices of the first set-up, kept for later calls: TORCH=2.11.0  LLAVA=git  (and PYTHON=python3.11)
 # The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests)
 
 TRANSFORMERS ?= 5.23.0
@@ -25,10 +25,11 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --
 setup: $(READY)
 
 $(READY): setup.py $(wildcard third_party/*.txt)
-	$(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==$(TORCH)
 	$(PIP) -r third_party/requirements-$(TRANSFORMERS).txt
-	$(PIP) --no-deps --force-reinstall -r third_party/llava-$(LLAVA).txt
+	$(VENV)/bin/python -m pip uninstall -q -y llava llava-torch
+	$(PIP) --no-deps -r third_party/llava-$(LLAVA).txt
 ifeq ($(TRANSFORMERS),5.23.0)
 	$(PIP) --no-deps -r third_party/lmms-eval.txt
 endif
@@ -41,6 +42,7 @@ test: setup
 	$(PYTEST) $(TESTS)
 
 test-all: setup
+	$(PIP) -r third_party/requirements-explore.txt
 	$(PYTEST) -m "slow or not slow" $(TESTS)
 
 check: setup
@@ -52,5 +54,5 @@ demo: setup
 	bash scripts/demo.sh
 
 explore: setup
-	$(PIP) gradio
-	$(VENV)/bin/python -m eval explore
+	$(PIP) -r third_party/requirements-explore.txt
+	$(VENV)/bin/python -m eval explore $(if $(MODEL),--model $(MODEL))

@@ -21,10 +21,12 @@ setup(
     extras_require={
         # llava-torch itself goes in with --no-deps: see third_party/README.md
         "llava": ["transformers>=4.37.2,<6", "accelerate", "sentencepiece", "protobuf", "requests"],
-        "eval": ["lmms-eval==0.7.3", "typer", "pyyaml", "matplotlib", "scipy"],
+        # lmms-eval==0.7.3 too goes in with --no-deps: it would bring torchvision
+        "eval": ["typer", "pyyaml", "matplotlib", "scipy", "datasets", "evaluate", "sacrebleu"]
+        + ["aiohttp", "loguru", "openpyxl", "pytablewriter", "pytz", "tenacity"],
         "flash": ["flash-attn"],
         "deepspeed": ["deepspeed"],
-        "demo": ["gradio", "matplotlib"],
+        "demo": ["gradio>=6", "matplotlib"],
     },
     entry_points={
         "console_scripts": ["llava-hivtp=llava_hivtp.cli:main"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -90,7 +91,7 @@ def share(keep: float, n_patches: int) -> int:
     if kept < 1:
         raise ValueError(
             f"keep={keep} of {n_patches} patches keeps no token; "
-            f"the least share is {1 / n_patches:.4g}"
+            f"the least share is {math.ceil(1e6 / n_patches) / 1e6:g}"
         )
     return kept
 

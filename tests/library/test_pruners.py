@@ -37,7 +37,7 @@ SETTINGS = {
 }
 MERGING = ("visionzip", "prumerge", "prumerge_plus", "avgpool")  # returns tokens it made
 ACROSS_TILES = ("hired",)  # one budget for all tiles
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TABLES = sorted(CONFIGS.rglob("*.yaml"))
 
 
