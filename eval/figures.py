@@ -41,12 +41,17 @@ def figures(
     """Draw the method, heat maps, kept tokens with answers, and all methods: PNG and PDF."""
     if block not in BLOCKS:
         raise typer.BadParameter(f"--block must be one of {list(BLOCKS)}, got {block}")
+    from eval.samples import read_samples
+
     try:
         if table is not None:
             _pareto(table, results, model, out)
             return
         llava, tokenizer = _load(model, layout)
-        asked = _asked(images, question, task, data or _own_data(model, llava, flips))
+        if images:
+            asked, samples = _own_images(images, question), len(images)
+        else:
+            asked = read_samples(task, data or _own_data(model, llava, flips))
         if flips:
             _flips(llava, tokenizer, asked, limit, block, samples, out)
         else:
@@ -158,13 +163,11 @@ def _own_data(model: str | None, llava: Any, full: bool) -> Path:
     return embedded_data("large" if tiled else "small", "full" if full else "quick")
 
 
-def _asked(images: list[Path] | None, question: str, task: str, data: Path) -> Iterable[Asked]:
-    from eval.samples import Asked, read_samples
+def _own_images(images: list[Path], question: str) -> Iterable[Asked]:
+    from eval.samples import Asked
     from llava_hivtp.images import open_image
 
-    if images:
-        return [Asked(open_image(path), question) for path in images]
-    return read_samples(task, data)
+    return [Asked(open_image(path), question) for path in images]
 
 
 def _save(figure: Picture, stem: Path, what: str) -> None:
