@@ -36,6 +36,10 @@ def export(
     _write_json(folder / _TOWER / "config.json", _tower_config(tower.config.to_dict()))
     _write_json(folder / _TOWER / "preprocessor_config.json", _processor())
     build_tokenizer().save_pretrained(folder)
+    named = json.loads((folder / "tokenizer_config.json").read_text())
+    # transformers 5 writes its own new name for this class, 4 does not know it.
+    named["tokenizer_class"] = "PreTrainedTokenizerFast"
+    _write_json(folder / "tokenizer_config.json", named)
     return folder
 
 

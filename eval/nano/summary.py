@@ -41,7 +41,8 @@ class Difference(Estimate):
         return 2 * NormalDist().cdf(-abs(self.value) * _Z / self.half)
 
     def __str__(self) -> str:
-        return f"{self.value:+.1f} ± {self.half:.1f} points (p = {self.p_value:.2g})"
+        p = "p < 0.0001" if self.p_value < 1e-4 else f"p = {self.p_value:.2g}"
+        return f"{self.value:+.1f} ± {self.half:.1f} points ({p})"
 
 
 Scored = dict[str, stats.Groups]  # by task
