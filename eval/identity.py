@@ -62,11 +62,12 @@ def checkpoint_digest(model: str) -> str:
 
 
 def source_digest(pruner: Pruner) -> str:
-    """Digest of the library's source files, and of the pruner's own if it lies elsewhere."""
+    """Digest of the library's source files and of the pruner's own, of no other method's."""
     library = ROOT / "llava_hivtp"
-    digest = digest_files(library, library.rglob("*.py"))
+    others = set((library / "pruners").glob("*.py")) - {library / "pruners" / "base.py"}
     own = Path(inspect.getfile(type(pruner))).resolve()
-    return digest if library in own.parents else digest + digest_files(own.parent, [own])
+    shared = digest_files(library, set(library.rglob("*.py")) - others)
+    return shared + digest_files(own.parent, [own])
 
 
 def text_digest(text: str) -> str:

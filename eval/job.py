@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import data, store
+from eval.identity import checkpoint_digest, source_digest
 from eval.progress import duration
 from eval.ranks import own_rank
 from eval.rows import Table, Unit
@@ -43,10 +44,14 @@ class Job:
     timing_n: int = 0  # requests to time per unit; 0: no timing pass
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
     started: float = field(default_factory=time.time)
+    checkpoint: str = ""  # digest of the model's, once the job runs
     failures: dict[Path, str] = field(default_factory=dict)  # this process's, disk full or not
 
     def run(self) -> int:
         """Do what is left of the units; returns how many of them failed."""
+        if not self.units:
+            return 0
+        self.checkpoint = checkpoint_digest(self.table.model)
         left = [unit for unit in self.units if self._left(unit)]
         logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
         if left:
@@ -64,8 +69,21 @@ class Job:
         return len(failed)
 
     def _left(self, unit: Unit) -> bool:
-        untimed = self.timing_n and store.read_timing(unit.path) is None
-        return store.read_result(unit.path) is None or bool(untimed)
+        return self._unscored(unit) or self._untimed(unit)
+
+    def _unscored(self, unit: Unit) -> bool:
+        return not self._valid(unit, store.read_result(unit.path))
+
+    def _untimed(self, unit: Unit) -> bool:
+        return bool(self.timing_n) and not self._valid(unit, store.read_timing(unit.path))
+
+    def _valid(self, unit: Unit, record: dict[str, Any] | None) -> bool:
+        """Whether a record was made by this checkpoint and by the source files as they are."""
+        return (
+            record is not None
+            and record["protocol"].get("checkpoint digest") == self.checkpoint
+            and record.get("source") == source_digest(unit.row.build())
+        )
 
     def _failed(self, unit: Unit) -> bool:
         """Whether a unit failed since this job began, here or in another process."""
@@ -104,10 +122,10 @@ class Job:
 
     def _do(self, worker: Worker, unit: Unit) -> None:
         name, started = f"{unit.row.id} {unit.task}", time.monotonic()
-        if store.read_result(unit.path) is None:
+        if self._unscored(unit):
             score = worker.accuracy(unit, name)
             logger.info("%s: score %s", name, "-" if score is None else f"{score:.2f}")
-        if self.timing_n and store.read_timing(unit.path) is None:
+        if self._untimed(unit):
             times = worker.times(unit, self.timing_n)
             ttft_ms, throughput = times["ttft_ms"], times["throughput"]
             logger.info("%s: %.1f ms to a token, %.1f tokens/s", name, ttft_ms, throughput)

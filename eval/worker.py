@@ -76,7 +76,7 @@ class Worker:
             "timed at batch size": 1,
             "clock": timing.CLOCK,
         }
-        times["provenance"] = provenance()
+        times |= {"provenance": provenance(), "source": source_digest(self.lm.model.pruner)}
         store.write_json_atomic(store.beside(unit.path, "timing.json"), times)
         return times
 
@@ -130,6 +130,7 @@ class Worker:
             "tokens": {name: sum(s[name] for s in samples) / len(samples) for name in TOKENS},
             "protocol": protocol,
             "provenance": provenance(),
+            "source": source_digest(self.lm.model.pruner),
         }
 
 

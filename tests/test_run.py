@@ -324,8 +324,13 @@ def test_digests_change_with_what_they_stand_for(tmp_path, monkeypatch):
     before = identity.source_digest(own)
     (library / "README.md").write_text("words")
     assert identity.source_digest(own) == before
-    with (library / "pruners" / "hivtp.py").open("a") as file:
-        file.write("\n# edited\n")
+    edit(library / "pruners" / "hivtp.py")
+    assert identity.source_digest(own) == before  # another method's file
+    edit(library / "vision.py")
+    assert identity.source_digest(own) != before
+    monkeypatch.setattr(identity.inspect, "getfile", lambda _: library / "pruners" / "hivtp.py")
+    before = identity.source_digest(own)
+    edit(library / "pruners" / "hivtp.py")
     assert identity.source_digest(own) != before
 
     large = tmp_path / "model.safetensors"
@@ -335,6 +340,27 @@ def test_digests_change_with_what_they_stand_for(tmp_path, monkeypatch):
         file.seek(identity.WHOLE)
         file.write(b"1")
     assert identity.digest_files(tmp_path, [large]) != before
+
+
+def edit(path):
+    path.write_text(path.read_text() + "\n# edited\n")
+
+
+@pytest.mark.parametrize("name", ["source_digest", "checkpoint_digest"])
+def test_another_source_or_checkpoint_voids_what_was_done(table, job, monkeypatch, name):
+    class Loaded(BaseException):
+        pass
+
+    def load(self):
+        raise Loaded
+
+    config = table("pope", rows=("full",))
+    assert job(config, timing_n=1).run() == 0
+    monkeypatch.setattr("eval.job.Job._load", load)
+    assert job(config, timing_n=1).run() == 0  # nothing is left to do
+    monkeypatch.setattr(f"eval.job.{name}", lambda _: "another")
+    with pytest.raises(Loaded):
+        job(config, timing_n=1).run()
 
 
 def _external():
