@@ -77,7 +77,9 @@ def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, hole: bool = True) -> Non
     show(axes, paint(sheet.pixels, stages), sheet)
     kept = int((stages > DROPPED).sum())
     if not kept:
-        axes.text(0.5, 0.5, "merged tokens only", transform=axes.transAxes, ha="center")
+        plate = {"facecolor": "white", "edgecolor": "none"}
+        place = {"transform": axes.transAxes, "ha": "center", "fontsize": 8, "bbox": plate}
+        axes.text(0.5, 0.5, "merged tokens only", **place)
     words = [f"{kept} of {int(sheet.inside.sum())} kept"]
     if hole:
         from eval.look import largest_hole, widest_hole

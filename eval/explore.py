@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 MAX_SIDE = 6000  # pixels: LLaVA pads an image to a square, so a thin strip is large as well
 MAX_FILE = "20mb"
 MAX_QUESTION = 500  # characters
+MAX_ANSWER = 64  # tokens
+TIMED = 3  # requests behind a TTFT
 NO_WINDOWS = "none"  # no local stage
 EXAMPLES = (  # kind of drawing, seed, question
     ("scene", 3, "Is there a circle in the image?"),
@@ -92,19 +96,22 @@ class Bench:
     def answers(
         self, image: Image.Image, prompt: str, pruner: Pruner, layout: str
     ) -> tuple[Answer, Answer]:
-        """The unpruned model's answer and the pruned one's."""
+        """The unpruned model's answer and the pruned one's; TTFT as medians, taken in turns."""
         from llava_hivtp.answer import answer
         from llava_hivtp.pruners import Pruner
 
-        found = []
+        def once(chosen: Pruner, tokens: int) -> Answer:
+            self.model.pruner = chosen
+            return answer(self.model, self.tokenizer, image, prompt, max_new_tokens=tokens)
+
+        pair = (Pruner(), pruner)
         with self.lock:
             self.model.layout = layout
-            for chosen in (Pruner(), pruner):
-                self.model.pruner = chosen
-                # The first request of a kind pays for memory and caches: let it go.
-                answer(self.model, self.tokenizer, image, prompt, max_new_tokens=1)
-                found.append(answer(self.model, self.tokenizer, image, prompt))
-        return found[0], found[1]
+            # The first request of a kind pays for memory and caches: its time does not count.
+            full, pruned = (once(chosen, MAX_ANSWER) for chosen in pair)
+            rounds = [[once(chosen, 1).ttft for chosen in pair] for _ in range(TIMED)]
+        medians = [median(times) for times in zip(*rounds, strict=True)]
+        return replace(full, ttft=medians[0]), replace(pruned, ttft=medians[1])
 
     def pruner(
         self, method: str, r: int, k: float, c: str, keep: float, layers: list[int]

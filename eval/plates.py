@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
-from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from PIL import Image
 
 from eval.draw import DPI, GREEN, Picture, add_key, add_legend, show, show_kept
@@ -84,7 +83,9 @@ def draw_samples(samples: Sequence[Sample]) -> Picture:
     for line, sample in enumerate(samples):
         _image_panel(figure.add_subplot(grid[line, 0]), sample.asked.image)
         for column, (title, seen) in enumerate(sample.looks.items(), 1):
-            _kept_panels(figure, grid[line, column], seen, title)
+            ratios = [_aspect(sheet) for sheet in seen.sheets]
+            cells = grid[line, column].subgridspec(1, len(ratios), width_ratios=ratios)
+            _kept_panels(figure, cells, seen, title)
         _write(figure.add_subplot(grid[line, -1]), words[line])
     add_legend(figure, looks, hole=True)
     return figure
@@ -92,18 +93,22 @@ def draw_samples(samples: Sequence[Sample]) -> Picture:
 
 def draw_methods(image: Image.Image, looks: Mapping[str, Look]) -> Picture:
     """One image, every method's kept tokens."""
-    wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks.values())
-    columns = 7 if wide < 1.5 else 3 if wide < 4 else 2
-    lines = math.ceil((1 + len(looks)) / columns)
-    size = 12 / columns
-    figure = Picture(
-        figsize=(12, lines * (size / wide + 0.55) + 0.4), dpi=DPI, layout="constrained"
-    )
-    figure.get_layout_engine().set(hspace=0.06)
-    grid = figure.add_gridspec(lines, columns)
-    _image_panel(figure.add_subplot(grid[0]), image)
+    ratios = [_aspect(sheet) for sheet in next(iter(looks.values())).sheets]
+    per = 7 if len(ratios) == 1 else 3 if sum(ratios) < 4 else 2  # methods side by side
+    lines = math.ceil((1 + len(looks)) / per)
+    height = 12 / per / sum(ratios) + 0.65
+    figure = Picture(figsize=(12, lines * height + 0.3), dpi=DPI, layout="constrained")
+    # One flat grid: margins of nested grids do not reach the rows around them.
+    grid = figure.add_gridspec(lines, per * len(ratios), width_ratios=ratios * per)
+    cells = [
+        grid[i // per, (i % per) * len(ratios) + j]
+        for i in range(1 + len(looks))
+        for j in range(len(ratios))
+    ]
+    _image_panel(figure.add_subplot(grid[0, : len(ratios)]), image)
     for place, (title, seen) in enumerate(looks.items(), 1):
-        _kept_panels(figure, grid[place], seen, title, hole=False)
+        mine = cells[place * len(ratios) : (place + 1) * len(ratios)]
+        _kept_panels(figure, mine, seen, title, hole=False)
     add_legend(figure, list(looks.values()))
     return figure
 
@@ -143,20 +148,14 @@ def _image_panel(axes: Axes, image: Image.Image) -> None:
 
 
 def _kept_panels(
-    figure: Picture | SubFigure,
-    place: GridSpecFromSubplotSpec,
-    seen: Look,
-    title: str,
-    hole: bool = True,
+    figure: Picture, cells: Iterable[SubplotSpec], seen: Look, title: str, hole: bool = True
 ) -> None:
-    ratios = [_aspect(sheet) for sheet in seen.sheets]
-    inner = place.subgridspec(1, len(ratios), width_ratios=ratios)
-    for cell, sheet in zip(inner, seen.sheets, strict=True):
+    for cell, sheet in zip(cells, seen.sheets, strict=True):
         panel = figure.add_subplot(cell)
         show_kept(panel, seen, sheet, hole=hole)
         loose = int((seen.packed.kept.patch < 0).sum()) if sheet is seen.sheets[0] else 0
         if loose or not hole:  # always two lines, so that panels stand in line
-            second = f"{loose} without a place" if loose else " "
+            second = f"{loose} unplaced" if loose else " "
             panel.set_xlabel(f"{panel.get_xlabel()}\n{second}", fontsize=8)
         panel.set_title(title if sheet is seen.sheets[0] else sheet.title, fontsize=9)
 

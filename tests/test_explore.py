@@ -131,7 +131,7 @@ def address(tiny, tmp_path_factory):
             server.terminate()
 
 
-def _wait_for(log, server, patience_s=180):
+def _wait_for(log, server, patience_s=400):
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline and server.poll() is None:
         found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
