@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from llava.mm_utils import process_images
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 _LEAST = 4  # pixels; below, processors take a side for the colour channels
@@ -22,13 +23,24 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
         FileNotFoundError: if there is no such file.
     """
     try:
-        with Image.open(source) as image:
+        with whole_files(), Image.open(source) as image:
             return to_rgb(image)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"no image file at {source}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = getattr(source, "name", source)
         raise ValueError(f"{name} is no readable image: {error}") from error
+
+
+@contextmanager
+def whole_files() -> Iterator[None]:
+    """Let a file that is cut off be an error; lmms-eval has PIL fill it up with grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -41,8 +41,7 @@ class Pruner:
     def check(self, n_layers: int, n_patches: int) -> None:
         """Raise a ValueError unless the method fits an encoder of this depth and grid."""
         name = type(self).__name__
-        if not isinstance(self.layers, tuple) or any(type(n) is not int for n in self.layers):
-            raise ValueError(f"{name}: layers must be a tuple of numbers, got {self.layers!r}")
+        check_layers(self.layers)
         if type(self).layers and not self.layers:
             raise ValueError(f"{name}: layers is empty; name at least one encoder layer")
         if isinstance(self.layers, PaperLayers) and n_layers != PaperLayers.depth:
@@ -83,6 +82,14 @@ def check_share(name: str, value: float) -> None:
     """Raise a ValueError unless value is a number in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{name} must be a share in (0, 1], got {value!r}")
+
+
+def check_layers(layers: object, count: int | None = None, what: str = "") -> None:
+    """Raise a ValueError unless layers is a tuple of whole numbers, `count` of them if given."""
+    if not isinstance(layers, tuple) or any(type(layer) is not int for layer in layers):
+        raise ValueError(f"layers must be a tuple of whole numbers, got {layers!r}")
+    if count is not None and len(layers) != count:
+        raise ValueError(f"layers must be {what}, got {layers}")
 
 
 def share(keep: float, n_patches: int) -> int:

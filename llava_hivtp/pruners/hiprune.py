@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_hivtp.importance import received_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, share
+from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, check_layers, share
 from llava_hivtp.vision import VisionFeatures
 
 
@@ -34,8 +34,7 @@ class HiPrune(ScorePruner):
         super().__post_init__()
         if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be a share in [0, 1], got {self.alpha!r}")
-        if len(self.layers) != 2:
-            raise ValueError(f"layers must be object layer and deep layer, got {self.layers}")
+        check_layers(self.layers, 2, "object layer and deep layer")
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Attention of the deep layer, plus 1 for anchors and buffers, (T, N)."""

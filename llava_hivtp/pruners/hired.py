@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from llava_hivtp.importance import cls_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, finite, keep_mask, share
+from llava_hivtp.pruners.base import (
+    PaperLayers,
+    ScorePruner,
+    best,
+    check_layers,
+    finite,
+    keep_mask,
+    share,
+)
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 
@@ -37,8 +45,7 @@ class HiRED(ScorePruner):
         super().__post_init__()
         if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be a share in [0, 1], got {self.alpha!r}")
-        if len(self.layers) != 2:
-            raise ValueError(f"layers must be a first and a late layer, got {self.layers}")
+        check_layers(self.layers, 2, "a first and a late layer")
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Attention of CLS in the late layer, (T, N)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llava_hivtp.importance import cls_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, finite, share
+from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, check_layers, finite, share
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 NEIGHBOURS = 32  # tokens merged into each centre
@@ -33,8 +33,7 @@ class PruMerge(ScorePruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.layers) != 1:
-            raise ValueError(f"layers must be one layer, got {self.layers}")
+        check_layers(self.layers, 1, "one layer")
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Attention of CLS with all heads joined to one, (T, N)."""

@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from llava_hivtp.importance import cls_attention
-from llava_hivtp.pruners.base import PaperLayers, Pruner, best, check_share, finite, share
+from llava_hivtp.pruners.base import (
+    PaperLayers,
+    Pruner,
+    best,
+    check_layers,
+    check_share,
+    finite,
+    share,
+)
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 
@@ -34,8 +42,7 @@ class VisionZip(Pruner):
 
     def __post_init__(self) -> None:
         check_share("keep", self.keep)
-        if len(self.layers) != 1:
-            raise ValueError(f"layers must be one layer, got {self.layers}")
+        check_layers(self.layers, 1, "one layer")
         given = (self.dominant, self.contextual)
         if given != (None, None) and (
             self.keep != 1 or any(type(value) is not int for value in given) or min(given) < 0

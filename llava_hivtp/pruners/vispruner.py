@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llava_hivtp.importance import cls_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, finite, share
+from llava_hivtp.pruners.base import PaperLayers, ScorePruner, check_layers, finite, share
 from llava_hivtp.vision import VisionFeatures
 
 STEP = 8  # most patches removed between two comparisons
@@ -37,8 +37,7 @@ class VisPruner(ScorePruner):
         super().__post_init__()
         if not isinstance(self.important, (int, float)) or not 0 <= self.important <= 1:
             raise ValueError(f"important must be a share in [0, 1], got {self.important!r}")
-        if len(self.layers) != 1:
-            raise ValueError(f"layers must be one layer, got {self.layers}")
+        check_layers(self.layers, 1, "one layer")
 
     def score(self, features: VisionFeatures) -> Tensor:
         """1 for a patch that stays, 0 for the others, (T, N)."""
