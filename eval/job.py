@@ -100,7 +100,7 @@ class Job:
         """Refuse to add to results that no table could show beside the new ones."""
         for unit in self.units:
             found = store.read_result(unit.path)
-            if found is None:
+            if not self._valid(unit, found):
                 continue
             now = worker.accuracy_protocol(unit.task)
             then = found["protocol"] | {"data": found["protocol"]["task"].get("data")}

@@ -64,16 +64,22 @@ def _inside(folder: Path) -> Iterator[None]:
 def _own_cache(digest: str) -> Iterator[None]:
     """A cache for this data alone: `datasets` tells two files of one relative name not apart."""
     import datasets
+    from lmms_eval.api import task
 
-    before = Path(datasets.config.HF_DATASETS_CACHE)
-    own = before / f"llava_hivtp-{digest}"
+    name, chosen = "LMMS_EVAL_DATASETS_CACHE", task._resolve_hf_datasets_cache_dir
+    given, before = os.environ.get(name), datasets.config.HF_DATASETS_CACHE
+    own = Path(chosen()) / f"llava_hivtp-{digest}"  # beside what lmms-eval finds fit for locks
+    os.environ[name] = str(own)
     datasets.config.HF_DATASETS_CACHE = own  # for GQA, which loads its images itself
-    os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(own)
+    chosen.cache_clear()
     try:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = before
-        del os.environ["LMMS_EVAL_DATASETS_CACHE"]
+        del os.environ[name]
+        if given is not None:
+            os.environ[name] = given
+        chosen.cache_clear()
 
 
 def evaluate(lm: LlavaHIVTP, task: Task, limit: int | None) -> dict[str, Any]:
