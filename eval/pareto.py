@@ -81,7 +81,7 @@ def _plot(axes: Axes, found: Sequence[Point], methods: Sequence[str]) -> None:
         color="0.75",
         linewidth=5,
         solid_capstyle="round",
-        label="no point above or left",
+        label="Pareto frontier",
         zorder=1,
     )
     for place, method in enumerate(methods):
