@@ -9,7 +9,7 @@ shown=("${CONFIG:-$root/configs/$1.yaml}" --out "${OUT:-results}" ${MODEL:+--mod
 asked=("${shown[@]}" ${TASKS:+--tasks "$TASKS"} --data "${DATA:-data}" --batch "${BATCH:-1}"
        --timing-n "${TIMING_N:-100}" ${MODEL_ARGS:+--model-args "$MODEL_ARGS"} ${SHARD:+--shard "$SHARD"})
 launch=("$python")
-[ "${NPROC:-1}" -gt 1 ] && launch+=(-m torch.distributed.run --nproc_per_node "$NPROC")
+[ "${NPROC:-1}" -gt 1 ] && launch+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
 
 [ "$2" = run ] && exec "${launch[@]}" -m eval run "${asked[@]}"
 failed=0

@@ -18,7 +18,7 @@ from eval.job import Job
 from eval.rows import load_table, units
 
 ROOT = Path(__file__).parent.parent
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 PATIENCE = 1800  # seconds, for a crowded machine
 COMPARED = ("unit", "score", "metrics", "requests", "tokens", "protocol")
 
