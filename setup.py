@@ -26,7 +26,7 @@ setup(
         + ["aiohttp", "loguru", "openpyxl", "pytablewriter", "pytz", "tenacity"],
         "flash": ["flash-attn"],
         "deepspeed": ["deepspeed"],
-        "demo": ["gradio>=6", "matplotlib"],
+        "demo": ["gradio==6.31.0", "matplotlib", "scipy", "pyarrow", "typer"],
     },
     entry_points={
         "console_scripts": ["llava-hivtp=llava_hivtp.cli:main"],
