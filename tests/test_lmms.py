@@ -269,7 +269,7 @@ def test_lmms_eval_finds_the_model_by_entry_point(tiny, drawn, tmp_path):
     for name, command in commands.items():
         subprocess.run(
             [*command, "--output_path", tmp_path / name, "--log_samples"],
-            cwd=drawn, env=environment, check=True, timeout=300,
+            cwd=drawn, env=environment, check=True, timeout=1800,
         )  # fmt: skip
         (samples,) = (tmp_path / name).rglob("*samples_pope.jsonl")
         records = [json.loads(line) for line in samples.read_text().splitlines()]
