@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,11 @@ def _jobs(environment):
 
 
 def _hurry(environment):
-    """Slurm lets a requeued job wait two minutes; start it now."""
+    """Slurm lets a requeued job wait two minutes; start it now.
+
+    Not within the second it was killed in: slurmd would take the new start for the old one.
+    """
+    time.sleep(3)
     for job, (state, restarts) in _jobs(environment).items():
         if state == "PENDING" and restarts:
             _ask(environment, "scontrol", "update", f"JobId={job}", "StartTime=now")
