@@ -21,7 +21,6 @@ OPTIONAL = {
     "triton": "a faster score on GPUs; comes with torch for CUDA",
     "flash_attn": "attn_implementation=flash_attention_2: pip install flash-attn",
     "bitsandbytes": "quantization=8bit or 4bit: pip install bitsandbytes",
-    "deepspeed": "large checkpoints over several GPUs: pip install deepspeed",
     "gradio": "python -m eval explore: pip install gradio",
 }
 
