@@ -7,6 +7,7 @@ import inspect
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         if not tiles:
             raise ValueError("there is no image; pass images=None for a prompt without one")
         grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
-        chosen = [self._pruner.select(f) for f in self._features(tiles, grids)]
+        chosen = self._choose(tiles, grids)
         projected = self._project(torch.cat([kept.tokens for kept in chosen]))
         projected = projected.split([len(kept) for kept in chosen])
         sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
@@ -119,32 +120,20 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         with _left_padding(self.config):
             return splice(*call.args, **call.kwargs)
 
-    def _features(
-        self, tiles: list[Tensor], grids: list[tuple[int, int]]
-    ) -> Iterator[VisionFeatures]:
-        """Run the tower once over all tiles of all images; one VisionFeatures per image."""
-        tower = self.get_vision_tower()
-        depth = _check_tower(tower)
-        pixels = torch.cat(list(tiles))
-        hidden, tap = _encode(tower, pixels, depth, self._pruner.layers)
-        stop = 0
-        for i, (image, grid) in enumerate(zip(tiles, grids, strict=True)):
-            start, stop = stop, stop + len(image)
-            part = hidden[start:stop]
-            if not torch.isfinite(part).all():
-                raise ValueError(
-                    f"image {i} gives NaN or infinity in the vision tower; check its pixels, "
-                    "and the checkpoint's dtype"
-                )
-            yield VisionFeatures(
-                tokens=part[:, 1:],
-                cls=part[:, 0],
-                queries={layer: q[start:stop] for layer, q in tap.queries.items()},
-                keys={layer: k[start:stop] for layer, k in tap.keys.items()},
-                project=self._project,
-                key=_digest(image) if self._pruner.seeded else 0,
-                tile_grid=grid,
-            )
+    def _choose(self, tiles: list[Tensor], grids: list[tuple[int, int]]) -> list[KeptTokens]:
+        """Run the tower once over all tiles of all images; what the method keeps of each."""
+        tower, pruner = self.get_vision_tower(), self._pruner
+        counts = [len(image) for image in tiles]
+        hidden, tap = _encode(tower, torch.cat(tiles), _check_tower(tower), pruner.layers)
+        _check_finite(hidden, counts)
+        every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
+        if vars(type(pruner)).get("by_tile"):  # a subclass may choose otherwise: it says so itself
+            return pruner.select(every).split(counts)
+        chosen = []
+        for part, image, grid in zip(every.split(counts), tiles, grids, strict=True):
+            key = _digest(image) if pruner.seeded else 0
+            chosen.append(pruner.select(replace(part, key=key, tile_grid=grid)))
+        return chosen
 
     def _project(self, tokens: Tensor) -> Tensor:
         projector = self.get_model().mm_projector
@@ -319,6 +308,17 @@ def _encode(
     for record in (tap.queries, tap.keys):  # a tower may be spread over devices
         record.update({layer: part.to(hidden.device) for layer, part in record.items()})
     return hidden.to(pixels.dtype), tap
+
+
+def _check_finite(hidden: Tensor, tiles: list[int]) -> None:
+    """Raise a ValueError naming the image; one look for all, since on a GPU every look waits."""
+    sound = torch.isfinite(hidden).flatten(1).all(1).tolist()
+    image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
+    if not all(sound):
+        raise ValueError(
+            f"image {image_of[sound.index(False)]} gives NaN or infinity in the vision tower; "
+            "check its pixels, and the checkpoint's dtype"
+        )
 
 
 def _digest(tiles: Tensor) -> int:

@@ -41,6 +41,22 @@ class VisionFeatures:
         """Side of the patch grid."""
         return grid_side(self.n_patches)
 
+    def split(self, tiles: list[int]) -> list[VisionFeatures]:
+        """Cut the tiles of several images apart, so many of each; views, nothing is copied."""
+
+        def cut(taps: dict[int, Tensor]) -> list[dict[int, Tensor]]:
+            parts = {layer: tap.split(tiles) for layer, tap in taps.items()}
+            return [{layer: part[i] for layer, part in parts.items()} for i in range(len(tiles))]
+
+        parts = zip(
+            self.tokens.split(tiles),
+            self.cls.split(tiles),
+            cut(self.queries),
+            cut(self.keys),
+            strict=True,
+        )
+        return [VisionFeatures(*part, project=self.project) for part in parts]
+
 
 @dataclass(frozen=True)
 class KeptTokens:
@@ -52,6 +68,20 @@ class KeptTokens:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def split(self, tiles: list[int]) -> list[KeptTokens]:
+        """Cut survivors that follow tile by tile into images of so many tiles each."""
+        if len(tiles) == 1:
+            return [self]
+        ends = torch.tensor(tiles).cumsum(0).to(self.tile.device, non_blocking=True)
+        ends = torch.searchsorted(self.tile, ends).tolist()  # on a GPU this waits, once
+        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        first, images = 0, []
+        fields = (self.tokens.split(counts), self.tile.split(counts), self.patch.split(counts))
+        for (tokens, tile, patch), own in zip(zip(*fields, strict=True), tiles, strict=True):
+            images.append(KeptTokens(tokens, tile - first, patch))
+            first += own
+        return images
 
 
 class AttentionTap:

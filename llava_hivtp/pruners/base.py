@@ -29,6 +29,9 @@ class Pruner:
     layers: tuple[int, ...] = ()  # encoder layers whose queries and keys `select` reads, from 1
 
     seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
+    # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
+    # returns tile by tile: then all tiles of a batch come in at once. Not inherited by subclasses.
+    by_tile: ClassVar[bool] = False
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Choose the tokens of one image that reach the language model."""

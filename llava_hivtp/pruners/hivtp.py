@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class HIVTP(Pruner):
     c: int | None = 2  # window side of the local stage, in patches; None: no local stage
     layers: tuple[int, ...] = PaperLayers((7, 8, 9, 10))
     fill: bool = False  # top up to exactly p_max with the next best tokens: static shapes
+
+    by_tile: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("r", self.r), ("c", self.c)):

@@ -211,6 +211,46 @@ def test_encode_images_prunes_plain_pixels(pruned, photo):
     assert all(252 <= len(sequence) <= 288 for sequence in sequences)
 
 
+@pytest.mark.parametrize("kind", ["v15", "next"])
+def test_a_batch_is_chosen_from_at_once_and_a_subclass_image_by_image(loaded, photo, kind):
+    class Counting(PRUNERS["hivtp"]):
+        def select(self, features):
+            calls.append((features.n_tiles, features.tile_grid))
+            return super().select(features)
+
+    class AtOnce(Counting):
+        by_tile = True
+
+    model, _, processor = loaded(kind)
+    images = [photo(size, i) for i, size in enumerate(SIZES[kind])]
+    pixels = prepare_images(images, processor, model.config)
+    chosen = []
+    for pruner, expected in (
+        (Counting(), {"v15": [1, 1, 1], "next": [5, 4, 3]}),
+        (AtOnce(), {"v15": [3], "next": [12]}),
+    ):
+        calls = []
+        attach(model, pruner).encode_images(*pixels)
+        assert [tiles for tiles, _ in calls] == expected[kind]
+        chosen.append([image.kept for image in model.kept])
+    for alone, together in zip(*chosen, strict=True):
+        assert torch.equal(alone.tokens, together.tokens)
+        assert torch.equal(alone.tile, together.tile)
+        assert torch.equal(alone.patch, together.patch)
+
+
+@pytest.mark.parametrize("name", ["none", "hivtp"])
+def test_the_image_with_a_nan_is_named_in_a_batch(loaded, photo, name):
+    model, _, processor = loaded("next")
+    attach(model, name)
+    images = [photo(size, i) for i, size in enumerate(SIZES["next"])]
+    pixels, sizes = prepare_images(images, processor, model.config)
+    pixels[1] = pixels[1].clone()
+    pixels[1][-1, 0, 5, 5] = torch.nan
+    with pytest.raises(ValueError, match="image 1 gives NaN"):
+        model.encode_images(pixels, sizes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_takes_float32_pixels(loaded, photo, dtype):
     model, *rest = loaded("v15")

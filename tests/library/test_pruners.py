@@ -164,6 +164,26 @@ def test_an_image_does_not_feel_its_neighbours_in_the_batch(name: str, arguments
         assert same(pruner.select(alone), pruner.select(batched))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"), [case for case in _cases() if PRUNERS[case.values[0]].by_tile]
+)
+def test_a_method_by_tile_takes_the_tiles_of_a_batch_at_once(name: str, arguments: dict) -> None:
+    images = [random_features(tiles, seed=tiles) for tiles in (3, 1, 5, 1)]
+    pruner, tiles = build_pruner(name, **arguments), [image.n_tiles for image in images]
+    parts = _batch(images)
+    taps = {
+        kind: {
+            layer: torch.cat([getattr(p, kind)[layer] for p in parts]) for layer in pruner.layers
+        }
+        for kind in ("queries", "keys")
+    }
+    every = VisionFeatures(
+        torch.cat([part.tokens for part in parts]), torch.cat([part.cls for part in parts]), **taps
+    )
+    for image, kept in zip(images, pruner.select(every).split(tiles), strict=True):
+        assert same(kept, pruner.select(image))
+
+
 @every_setting
 def test_a_tile_does_not_feel_the_other_tiles(name: str, arguments: dict) -> None:
     if name in (*ACROSS_TILES, "random"):
