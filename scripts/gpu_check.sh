@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, offline, in under nine minutes: kernel tests, then timings.
+# Everything that needs a GPU, offline, in under nine minutes: tests of kernel and graphs, timings.
 #   OUT=results/gpu bash scripts/gpu_check.sh
 #   WHEELS=folder      installs these wheels first (beside the machine's own torch)
 #   ROUNDS=1 ROWS=hivtp-25 V15=tiny NEXT=tiny-anyres SECONDS_ALLOWED=3600 bash scripts/gpu_check.sh
@@ -25,12 +25,15 @@ time_of() { # limit, name, rounds, shape, options
 }
 
 step 60 tests "$PYTHON" -m pytest -q tests/library/test_kernels.py tests/library/test_importance.py
+step 60 graphs-tests "$PYTHON" -m pytest -q tests/test_efficiency.py -k "graphs and cuda"
 step 60 tap "$PYTHON" -m eval tap --rounds "${ROUNDS:-20}" --out "$OUT/tap"
 T1=(--table configs/table1.yaml) T2=(--table configs/table2.yaml --layout unpad,mosaic)
-time_of 150 v15 9 "$V15" "${T1[@]}" --rows "${ROWS:-paper}" --new-tokens 2,4,10,16
-time_of 120 next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,16 \
+time_of 140 v15 9 "$V15" "${T1[@]}" --rows "${ROWS:-paper}" --new-tokens 2,4,10,16
+time_of 110 next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,16 \
     --size 672x672 --size 640x480
-time_of 90 long 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,4,10,16,64,128
-time_of 90 batch 3 "$V15" "${T1[@]}" --rows hivtp-25 --new-tokens 2,32 --batch 16 --largest-batch
-time_of 120 graphs 5 "$V15" "${T1[@]}" --rows hivtp-25 --new-tokens 2,64 --static-cache
+time_of 60 long 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,4,10,16,64,128
+time_of 60 batch 3 "$V15" "${T1[@]}" --rows hivtp-25 --new-tokens 2,32 --batch 16 --largest-batch
+time_of 60 graphs 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,64 --graphs
+time_of 60 graphs-next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,10,64 \
+    --size 672x672 --graphs
 exit $FAILED

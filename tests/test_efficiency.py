@@ -10,13 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from eval.efficiency import bench, ideal, measure, report, request, shapes, towers
+from eval.efficiency import bench, graphs, ideal, measure, report, request, shapes, towers
 from eval.efficiency.ideal import Ceilings, Request
 from eval.efficiency.measure import Spread
 from eval.efficiency.request import Case, Run
-from llava_hivtp.pruners import HIVTP, build_pruner
+from llava_hivtp.pruners import HIVTP, Pruner, build_pruner
+from llava_hivtp.pruners.base import keep_mask
 
 torch.set_num_threads(1)
 
@@ -48,6 +50,18 @@ def make_inputs(models):
 
 def cases():
     return [Case("stock", None), Case("none", build_pruner("none")), Case("quarter", QUARTER)]
+
+
+class Waits(TorchDispatchMode):
+    """Every wait for the device that PyTorch itself can see."""
+
+    names: tuple = ()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("nonzero", "_local_scalar_dense"):
+            self.names += (name,)
+        return function(*args, **(kwargs or {}))
 
 
 # Clocks and statistics
@@ -166,40 +180,92 @@ def test_hooks_are_gone_after_a_request_even_if_it_fails(models, make_inputs):
     assert hooks() == before
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_a_static_cache_gives_equal_tokens(models, make_inputs, case):
-    model, _ = models["anyres"]
-    inputs = make_inputs("anyres")
-    request.choose(model, case)
-    model.generation_config.eos_token_id = None
-    answers = [
-        model.generate(
-            inputs.prompt,
-            images=inputs.images,
-            image_sizes=inputs.image_sizes,
-            do_sample=False,
-            max_new_tokens=8,
-            pad_token_id=0,
-            **options,
+PLACES = ["cpu"] + ["cuda"] * torch.cuda.is_available()  # only a GPU records
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["v1.5", "anyres", "mistral"])
+def test_graphs_give_equal_tokens(place, kind):
+    shape = replace(KINDS[kind], layers=3)
+    model, processor = shapes.random_model(shape, place, torch.float32)
+    made = graphs.Graphs(model)
+    for batch, length in ((1, 20), (2, 33), (1, 20)):  # again: now recorded
+        inputs = request.make_inputs(
+            model, processor, (56, 56) if kind == "v1.5" else (120, 90), batch, length
         )
-        for options in ({}, {"cache_implementation": "static"})
-    ]
-    assert torch.equal(*answers)
+        for case in (*cases(), Case("ragged", HIVTP(r=2, k=25, c=2))):
+            request.choose(model, case)
+            images = inputs.images if case.pruner else request._as_stock(model, inputs.images)
+            model.generation_config.eos_token_id = None
+            with torch.inference_mode():
+                options = {"image_sizes": inputs.image_sizes, "images": images}
+                plain = model.generate(
+                    inputs.prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, **options
+                )
+                stopwatch = request.Stopwatch(measure.Clock(model.device))
+                ours = made.generate(inputs.prompt, images, inputs.image_sizes, 8, stopwatch)
+            assert torch.equal(ours, plain.cpu()), case.label
+
+
+def test_graphs_pad_rows_of_different_lengths(models, make_inputs):
+    class Ragged(Pruner):
+        seeded = True
+
+        def select(self, features):
+            some = torch.arange(features.n_patches) < 2 + features.key % 13
+            return keep_mask(features, some.expand(features.n_tiles, -1))
+
+    model, _ = models["v1.5"]
+    made, inputs = graphs.Graphs(model), make_inputs("v1.5", batch=2)
+    request.choose(model, Case("ragged", Ragged()))
+    pictures = torch.randn(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    model.encode_images(pictures)
+    counts = [len(image.kept) for image in model.kept]
+    images = pictures[[counts.index(min(counts)), counts.index(max(counts))]]
+
+    def answer(prompt, pixels):
+        stopwatch = request.Stopwatch(measure.Clock(CPU))
+        with torch.inference_mode():
+            return made.generate(prompt, pixels, None, 6, stopwatch), len(model.kept[0].kept)
+
+    first, few = answer(inputs.prompt[:1], images[:1])
+    second, many = answer(inputs.prompt[:1], images[1:])
+    assert few != many
+    assert torch.equal(answer(inputs.prompt, images)[0], torch.cat([first, second]))
+
+
+def test_graphs_time_the_same_stages_and_leave_the_tower_as_it_was(models, make_inputs):
+    model, _ = models["anyres"]
+    made, inputs = graphs.Graphs(model), make_inputs("anyres")
+    for case in cases():
+        plain = request.run_request(model, case, inputs, 3)
+        run = request.run_request(model, case, inputs, 3, graphs=made)
+        assert tuple(run.stages) == request.STAGES
+        assert all(seconds >= 0 for seconds in run.stages.values())
+        assert math.isclose(sum(run.stages.values()), run.ttft, rel_tol=1e-9)
+        assert (run.length, len(run.tokens)) == (plain.length, 3)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_graphs_do_without_what_they_cannot_mask():
+    model, _ = shapes.random_model(SMALL, "cpu", torch.float32, "eager")
+    with pytest.raises(ValueError, match="--attention sdpa"):
+        graphs.Graphs(model)
+
+
+def test_a_batch_waits_no_more_often_than_one_image(models, make_inputs):
+    """Only waits that PyTorch dispatches; `tolist` on a CPU is none of them."""
+    model, _ = models["v1.5"]
+    request.choose(model, Case("ragged", HIVTP(r=2, k=25, c=2)))
+    counts = []
+    for batch in (1, 4):
+        with Waits() as seen:
+            model.encode_images(make_inputs("v1.5", batch).images)
+        counts.append(len(seen.names))
+    assert counts[0] == counts[1] > 0
 
 
 def test_fixed_counts_leave_no_wait_to_the_selection(models, make_inputs):
-    """A dispatch mode sees every wait for the device that PyTorch itself can see."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Waits(TorchDispatchMode):
-        names: tuple = ()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            name = function.overloadpacket.__name__
-            if name in ("nonzero", "_local_scalar_dense"):
-                self.names += (name,)
-            return function(*args, **(kwargs or {}))
-
     model, _ = models["v1.5"]
     waits = {}
     for fill in (False, True):
@@ -220,8 +286,7 @@ def test_fixed_counts_leave_no_wait_to_the_selection(models, make_inputs):
 def test_closed_form_flops_are_those_torch_counts(models, make_inputs, kind, batch, case):
     model, _ = models[kind]
     inputs = make_inputs(kind, batch)
-    run = request.run_request(model, case, inputs, new_tokens=1)
-    counted = bench.count_flops(lambda: request.run_request(model, case, inputs, new_tokens=1))
+    run, counted = bench.count_flops(lambda: request.run_request(model, case, inputs, 1))
     sizes = request.sizes_of(model, case, inputs, run)
     layers = len(case.pruner.layers) if case.pruner else 0
     scored = ideal.score_flops(KINDS[kind], batch * sizes.tiles, layers)

@@ -37,8 +37,8 @@ def efficiency(
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="float16 on a GPU, float32 on a CPU.")] = "",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
-    static_cache: Annotated[
-        bool, typer.Option(help="Static cache: a GPU then decodes under CUDA graphs.")
+    graphs: Annotated[
+        bool, typer.Option(help="Replay tower, prefill and decoding as CUDA graphs.")
     ] = False,
     largest_batch: Annotated[
         bool, typer.Option(help="Also find the largest batch that fits a GPU.")
@@ -88,16 +88,16 @@ def efficiency(
             dtype,
             attention,
             cpu_time,
+            graphs,
             text=text,
             rounds=rounds,
             new_tokens=lengths,
-            static_cache=static_cache,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     found = machine(made.device) | {
         "attention": attention,
-        "cache": "static" if static_cache else "dynamic",
+        "graphs": "tower, prefill, decoding" if graphs else "",
         "clock": "process" if cpu_time and made.device.type == "cpu" else "wall",
     }
     files = _Files(out, lengths, found, methods)
@@ -106,7 +106,7 @@ def efficiency(
             results = made.measure(cases, each, count)
             remarks = [made.preparing(each)]
             if largest_batch and made.device.type == "cuda" and count == batches[-1]:
-                remarks += [made.room(result.case, each) for result in results]
+                remarks += [made.rooms([result.case for result in results], each)]
             typer.echo(files.add(results, remarks))
     typer.echo(f"written: {files.named('.csv')}, {files.named('.md')}, a plot per setting")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from eval.efficiency.ideal import Ceilings
+from eval.efficiency.graphs import Graphs
+from eval.efficiency.ideal import Ceilings, Request
 from eval.efficiency.measure import Spread, ceilings, interleave, peak_bytes, timed
 from eval.efficiency.report import Result, Setting
 from eval.efficiency.request import (
@@ -27,6 +28,8 @@ from eval.rows import Row
 from llava_hivtp.images import prepare_images
 from llava_hivtp.pruners import build_pruner
 
+Found = TypeVar("Found")
+
 
 @dataclass
 class Bench:
@@ -40,8 +43,8 @@ class Bench:
     text: int  # prompt tokens beside the image
     rounds: int
     new_tokens: tuple[int, ...]
-    static_cache: bool
     cpu_time: bool
+    graphs: Graphs | None
     ceilings: Ceilings
 
     @classmethod
@@ -54,6 +57,7 @@ class Bench:
         dtype: str,
         attention: str,
         cpu_time: bool,
+        graphs: bool,
         **options: Any,
     ) -> Bench:
         """Load the checkpoint at `path`, or build the published shape `random`."""
@@ -71,6 +75,7 @@ class Bench:
             )
         limits = ceilings(place, kind, cpu_time)
         options |= {"cpu_time": cpu_time, "ceilings": limits}
+        options["graphs"] = Graphs(model) if graphs else None
         return cls(random or path, model, processor, place, kind, **options)
 
     def measure(self, cases: Sequence[Case], size: tuple[int, int], batch: int) -> list[Result]:
@@ -78,8 +83,10 @@ class Bench:
         inputs = make_inputs(self.model, self.processor, size, batch, self.text)
         cases = _that_differ(cases, inputs)
         longest = max(self.new_tokens)
+        counted = {case.label: self._count(case, inputs) for case in cases}
         serve = {case.label: partial(self.serve, case, inputs, longest) for case in cases}
-        found = interleave(serve, self.rounds)
+        # On a CPU the two counted requests were warm-up enough.
+        found = interleave(serve, self.rounds, warmup=int(self.device.type == "cuda"))
         setting = Setting(
             self.name,
             shape_of(self.model),
@@ -89,19 +96,20 @@ class Bench:
             self.text,
             self.ceilings,
         )
-        results = []
-        for case in cases:
-            runs = found[case.label]
-            once = partial(self.serve, case, inputs, 1)
-            peak = peak_bytes(once, self.device)
-            flops = count_flops(once)
-            request = sizes_of(self.model, case, inputs, runs[-1])
-            results.append(Result(setting, case, tuple(runs), request, peak, flops))
-        return results
+        return [
+            Result(setting, case, tuple(found[case.label]), *counted[case.label]) for case in cases
+        ]
 
     def serve(self, case: Case, inputs: Inputs, new_tokens: int) -> Run:
         """One request."""
-        return run_request(self.model, case, inputs, new_tokens, self.static_cache, self.cpu_time)
+        return run_request(self.model, case, inputs, new_tokens, self.cpu_time, self.graphs)
+
+    def _count(self, case: Case, inputs: Inputs) -> tuple[Request, int, int]:
+        """Sizes, peak bytes and FLOPs of a request for one token, as `model.generate` serves it."""
+        once = partial(run_request, self.model, case, inputs, 1)
+        peak = peak_bytes(once, self.device)
+        run, flops = count_flops(once)
+        return sizes_of(self.model, case, inputs, run), peak, flops
 
     def preparing(self, size: tuple[int, int]) -> str:
         """What LLaVA's preprocessing takes: equal for all methods, and no part of TTFT."""
@@ -110,20 +118,22 @@ class Bench:
         seconds = Spread.of(timed(prepare, self.device, self.cpu_time) for _ in range(5))
         return f"Preparing the pixels of an image takes {1e3 * seconds.median:.1f} ms besides."
 
-    def room(self, case: Case, size: tuple[int, int]) -> str:
-        """Most requests at once that fit the GPU."""
+    def rooms(self, cases: Sequence[Case], size: tuple[int, int]) -> str:
+        """Most requests at once that fit the GPU, and as ratios to the first case."""
+        most = {case.label: largest(partial(self._fits, case, size)) for case in cases}
+        base = max(1, next(iter(most.values())))
+        said = [f"{label} {count} ({count / base:.2f})" for label, count in most.items()]
+        return f"Largest batch that fits: {', '.join(said)}."
 
-        def fits(batch: int) -> bool:
-            try:
-                inputs = make_inputs(self.model, self.processor, size, batch, self.text)
-                self.serve(case, inputs, 2)
-            except torch.cuda.OutOfMemoryError:
-                return False
-            finally:
-                torch.cuda.empty_cache()
-            return True
-
-        return f"Largest batch of {case.label}: {largest(fits)}."
+    def _fits(self, case: Case, size: tuple[int, int], batch: int) -> bool:
+        try:
+            inputs = make_inputs(self.model, self.processor, size, batch, self.text)
+            run_request(self.model, case, inputs, 2)
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+        return True
 
 
 def largest(fits: Callable[[int], bool], most: int = 4096) -> int:
@@ -164,12 +174,12 @@ def bases(layouts: Sequence[str]) -> list[Case]:
     return [Case("stock", None), *(Case("none", build_pruner("none"), each) for each in layouts)]
 
 
-def count_flops(run: Callable[[], Any]) -> int:
-    """FLOPs of one call as torch counts them; a Triton kernel stays uncounted."""
+def count_flops(run: Callable[[], Found]) -> tuple[Found, int]:
+    """What a call returns, and its FLOPs as torch counts them: none of a Triton kernel."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={attention: _sdpa_flops}) as counter:
-        run()
-    return counter.get_total_flops()
+        found = run()
+    return found, counter.get_total_flops()
 
 
 def _sdpa_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any) -> int:

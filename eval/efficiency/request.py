@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from eval.efficiency.graphs import Graphs
     from llava_hivtp.pruners import Pruner
 
 STAGES = ("tower", "select", "project", "splice", "prefill", "first")
@@ -114,34 +115,40 @@ def run_request(
     case: Case,
     inputs: Inputs,
     new_tokens: int,
-    static_cache: bool = False,
     cpu_time: bool = False,
+    graphs: Graphs | None = None,
 ) -> Run:
-    """Serve a request through `model.generate` and time its stages.
+    """Serve a request through `model.generate`, or through graphs, and time its stages.
 
     The end of sequence is switched off: every method writes exactly `new_tokens` tokens.
     """
     import torch
 
     choose(model, case)
-    options: dict[str, Any] = {"cache_implementation": "static"} if static_cache else {}
-    model.generation_config.eos_token_id = None
-    stopwatch = _Stopwatch(Clock(model.device, cpu_time))
-    with torch.inference_mode(), stopwatch.watching(model):
+    stopwatch = Stopwatch(Clock(model.device, cpu_time))
+    serve = partial(_generate, model) if graphs is None else graphs.generate
+    with torch.inference_mode(), stopwatch.watching(model, language=graphs is None):
         stopwatch.clock.start()
-        model.generate(
-            inputs.prompt,
-            images=inputs.images if case.pruner else _as_stock(model, inputs.images),
-            image_sizes=inputs.image_sizes,
-            do_sample=False,
-            max_new_tokens=new_tokens,
-            pad_token_id=0,
-            streamer=stopwatch,
-            **options,
-        )
+        images = inputs.images if case.pruner else _as_stock(model, inputs.images)
+        serve(inputs.prompt, images, inputs.image_sizes, new_tokens, stopwatch)
     if len(stopwatch.tokens) != new_tokens:
         raise RuntimeError(f"{case.label} wrote {len(stopwatch.tokens)} tokens, not {new_tokens}")
     return Run(stopwatch.stages(), tuple(stopwatch.tokens), stopwatch.length)
+
+
+def _generate(
+    model: Any, prompt: Tensor, images: Any, image_sizes: Any, new_tokens: int, stopwatch: Stopwatch
+) -> None:
+    model.generation_config.eos_token_id = None
+    model.generate(
+        prompt,
+        images=images,
+        image_sizes=image_sizes,
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+        streamer=stopwatch,
+    )
 
 
 def choose(model: Any, case: Case) -> None:
@@ -174,7 +181,7 @@ def _as_stock(model: Any, images: Tensor | list[Tensor]) -> Tensor | list[Tensor
     return images.to(model.device, model.dtype)
 
 
-class _Stopwatch:
+class Stopwatch:
     """A streamer that notes when tokens arrive, with hooks that note when stages end."""
 
     def __init__(self, clock: Clock) -> None:
@@ -184,8 +191,11 @@ class _Stopwatch:
         self._marks: dict[str, Any] = {}
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Until the first token; the decoding steps run without hooks."""
+    def watching(self, model: nn.Module, language: bool = True) -> Iterator[None]:
+        """Until the first token; the decoding steps run without hooks.
+
+        Without `language`, whoever runs the language model marks "splice" and "prefill".
+        """
         tower = model.get_vision_tower().vision_tower
         projector = model.get_model().mm_projector
         with ExitStack() as self._hooks:
@@ -193,11 +203,14 @@ class _Stopwatch:
                 (tower, None, "tower"),
                 # A method may project tokens to score them: the last time counts.
                 (projector, "select", "project"),
-                (model.get_model(), "splice", None),
-                (model, None, "prefill"),
+                *([(model.get_model(), "splice", None), (model, None, "prefill")] * language),
             ):
                 self._watch(module, before, after)
             yield
+
+    def mark(self, name: str) -> None:
+        """Note that a stage ends here."""
+        self._marks[name] = self.clock.mark()
 
     def put(self, value: Tensor) -> None:
         """Take the next token of every request; transformers hands in the prompt before."""
@@ -223,11 +236,11 @@ class _Stopwatch:
             self._hooks.callback(handle.remove)
 
     def _enter(self, name: str, module: nn.Module, inputs: tuple, options: dict) -> None:
-        self._marks[name] = self.clock.mark()
+        self.mark(name)
         if name == "splice":
             self.length = options["inputs_embeds"].shape[1]
 
     def _leave(self, name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
-        self._marks[name] = self.clock.mark()
+        self.mark(name)
         if name == "prefill":
             self._hooks.close()

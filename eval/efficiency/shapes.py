@@ -147,6 +147,8 @@ def _config(shape: Shape, tower: str) -> Any:
     from llava.model.language_model.llava_mistral import LlavaMistralConfig
 
     side = shape.tower.side
+    # The published checkpoint attends to everything; Mistral's default is a window.
+    own = {"sliding_window": None} if shape.mistral else {}
     return (LlavaMistralConfig if shape.mistral else LlavaConfig)(
         hidden_size=shape.width,
         intermediate_size=shape.mlp,
@@ -164,4 +166,5 @@ def _config(shape: Shape, tower: str) -> Any:
         mm_patch_merge_type="spatial_unpad" if shape.anyres else "flat",
         image_grid_pinpoints=[[w * side, h * side] for w, h in PINPOINTS],
         unfreeze_mm_vision_tower=True,  # the tower is part of the model: no checkpoint is read
+        **own,
     )

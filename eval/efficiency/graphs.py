@@ -1,0 +1,171 @@
+"""Requests whose work is recorded once and replayed: CUDA graphs of tower, prefill and decoding.
+
+At batch 1 a fast GPU waits for Python to launch its kernels, and that hides what pruning saves.
+A graph launches all at once, but needs fixed shapes: prompts are padded to a multiple of BUCKET
+and a static cache has room for the answer. Pruned and unpruned requests go the same way. On a CPU
+everything is the same but the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from llava_hivtp.vision import encoder_of
+
+if TYPE_CHECKING:
+    from eval.efficiency.request import Stopwatch
+
+BUCKET = 16  # a ragged method then needs one or two graphs; padding costs 2 % of a short prompt
+
+
+class Recorded:
+    """A function of tensors, replayed as a CUDA graph for every shape of its arguments.
+
+    The next call overwrites what a call returned.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], pool: Any, state: Sequence[Tensor] = ()
+    ) -> None:
+        self._function, self._pool = function, pool
+        self._state = state  # what the function changes, besides what it overwrites
+        self._replays: dict[tuple, tuple[list[Tensor], Callable[[], Tensor]]] = {}
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        """The function of these tensors; recorded if their shapes are new."""
+        key = tuple((tensor.shape, tensor.dtype) for tensor in given)
+        if key not in self._replays:
+            inputs = [tensor.clone() for tensor in given]
+            self._replays[key] = inputs, self._record(partial(self._function, *inputs))
+        inputs, replay = self._replays[key]
+        for mine, theirs in zip(inputs, given, strict=True):
+            mine.copy_(theirs)
+        return replay()
+
+    def _record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        if self._pool is None:
+            return run
+        before = [tensor.clone() for tensor in self._state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()  # libraries pick their kernels and take their memory before the recording
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = run()
+        for tensor, value in zip(self._state, before, strict=True):
+            tensor.copy_(value)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class Graphs:
+    """Recordings of one model, whatever prunes it."""
+
+    def __init__(self, model: Any) -> None:
+        try:
+            from transformers import StaticCache
+        except ImportError:
+            raise ValueError("--graphs needs the static cache of transformers 5") from None
+        if model.config._attn_implementation != "sdpa":
+            raise ValueError("--graphs needs --attention sdpa: its mask is one of padded slots")
+        if getattr(model.config, "sliding_window", None):
+            raise ValueError("--graphs: sliding-window attention is not supported")
+        self.model, self._make_cache = model, StaticCache
+        # Graphs that share a pool run one after another, as these do.
+        self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
+        self._layers: list[tuple[nn.Module, Recorded]] = []
+        for layer in encoder_of(model.get_vision_tower().vision_tower).layers:
+            alone = partial(layer.forward, attention_mask=None)
+            self._layers.append((layer, Recorded(alone, self._pool)))
+        self._languages: dict[tuple[int, int], tuple[list[Tensor], Recorded]] = {}
+
+    def generate(
+        self, prompt: Tensor, images: Any, image_sizes: Any, new_tokens: int, stopwatch: Stopwatch
+    ) -> Tensor:
+        """Greedy answers, (B, new_tokens); equal to those of `model.generate`."""
+        model = self.model
+        with self._tower_replayed():
+            _, _, mask, _, embeds, _ = model.prepare_inputs_labels_for_multimodal(
+                prompt, None, None, None, None, images, image_sizes
+            )
+        batch, length = embeds.shape[:2]
+        more = -length % BUCKET
+        padding = prompt.new_full((batch,), more)  # in front of every row
+        if mask is not None:
+            padding += (~mask).sum(1)
+        counters, following = self._language(batch, length + more + new_tokens)
+        torch._foreach_zero_(counters)
+        stopwatch.length = length
+        stopwatch.mark("splice")
+        token = following(pad(embeds, (0, 0, more, 0)), padding)
+        stopwatch.mark("prefill")
+        answers = []
+        for step in range(new_tokens):
+            if step:
+                token = following(token, padding)
+            answers.append(token.cpu())
+            stopwatch.put(token)
+        return torch.cat(answers, 1)
+
+    def _language(self, batch: int, room: int) -> tuple[list[Tensor], Recorded]:
+        """A static cache of `room` positions: how full, per layer, and the model that fills it."""
+        if (batch, room) not in self._languages:
+            config = self.model.config
+            cache = self._make_cache(config=config, max_cache_len=room)
+            width = config.hidden_size // config.num_attention_heads
+            shape = (batch, config.num_key_value_heads, width)
+            cache.early_initialization(*shape, self.model.dtype, self.model.device)
+            counters = [layer.cumulative_length for layer in cache.layers]
+            following = Recorded(partial(self._following, cache, room), self._pool, counters)
+            self._languages[batch, room] = counters, following
+        return self._languages[batch, room]
+
+    def _following(self, cache: Any, room: int, given: Tensor, padding: Tensor) -> Tensor:
+        """The token (B, 1) that follows embeddings (B, S, D) or tokens (B, S)."""
+        start = cache.layers[0].cumulative_length
+        rows = (start + torch.arange(given.shape[1], device=given.device))[:, None]
+        slots = torch.arange(room, device=given.device)
+        seen = (slots <= rows) & (slots >= padding[:, None, None])  # (B, S, room)
+        seen = seen | (slots == rows)  # padding sees itself: a row that sees nothing would be NaN
+        output = self.model.get_model()(
+            **{"inputs_embeds" if given.is_floating_point() else "input_ids": given},
+            attention_mask=seen[:, None],
+            position_ids=(rows[:, 0] - padding[:, None]).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        # All logits, as LLaVA asks for them.
+        return self.model.lm_head(output.last_hidden_state)[:, -1:].argmax(-1)
+
+    @contextmanager
+    def _tower_replayed(self) -> Iterator[None]:
+        """The tower's layers replayed, but for those whose queries or keys somebody listens to."""
+        for layer, recorded in self._layers:
+            layer.forward = partial(_replay_unheard, layer, recorded)
+        try:
+            yield
+        finally:
+            for layer, _ in self._layers:
+                del layer.forward
+
+
+def _replay_unheard(
+    layer: nn.Module, recorded: Recorded, hidden: Tensor, *rest: Any, **options: Any
+) -> Tensor:
+    attention = layer.self_attn
+    if attention.q_proj._forward_hooks or attention.k_proj._forward_hooks:
+        return type(layer).forward(layer, hidden, *rest, **options)
+    return recorded(hidden)
