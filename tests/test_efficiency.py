@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -485,6 +486,42 @@ def test_closed_forms_need_no_run():
     assert 0.25 < float(ttft) < 0.4
     assert float(two) > float(many) > 1
     assert 2 < int(ends.split()[0]) < 64
+
+
+def test_closed_forms_take_the_ceilings_of_a_results_file(tmp_path):
+    from eval.__main__ import app
+
+    path = tmp_path / "v1.5.csv"
+    found = {"dtype": "float32", "ceiling_gflops": "90.0", "ceiling_gbytes": "10.0"}
+    report.write_csv(path, [found])
+    said = [
+        CliRunner().invoke(app, ["efficiency", "--ceilings", words], catch_exceptions=False).output
+        for words in (str(path), "0.09,10")
+    ]
+    assert "in 32 bits at 0.09 TFLOP/s and 10 GB/s" in said[0]
+    assert "is below 18 tokens" in said[0]
+    assert "in 16 bits" in said[1]
+    missing = CliRunner().invoke(app, ["efficiency", "--ceilings", "none.csv"])
+    assert missing.exit_code == 2
+
+
+def test_decoding_is_compared_apart_from_the_first_token():
+    stock = fake_result(Case("stock", None), STOCK, 640)
+    ours = fake_result(Case("hivtp", QUARTER, block=25), {"prefill": 0.030}, 206)
+    comparison = report.Comparison(ours, stock)
+    assert comparison.decode.median == pytest.approx(1)  # all take 20 ms per token
+    assert 1 < comparison.ideal_decode(2) < 1.2  # the cache is shorter, the weights are not
+
+
+def test_the_papers_times_stand_beside_ours():
+    from eval.rows import load_table
+
+    (*_, last) = report.printed_ratios(
+        load_table(Path(__file__).parents[1] / "configs/table1.yaml")
+    )
+    assert last.id == "hivtp-25"
+    assert (round(last.ttft, 2), round(last.throughput, 2)) == (0.5, 1.61)
+    assert report.printed_ratios(None) == []
 
 
 def test_the_commands_are_there_without_torch():

@@ -44,7 +44,11 @@ def efficiency(
         bool, typer.Option(help="Also find the largest batch that fits a GPU.")
     ] = False,
     ceilings: Annotated[
-        str, typer.Option(help="TFLOP/s,GB/s of a device: print the closed forms alone, no run.")
+        str,
+        typer.Option(
+            help="Print the closed forms alone, no run, for a device of TFLOP/s,GB/s or that of a "
+            ".csv of this command."
+        ),
     ] = "",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")] = 0,
     cpu_time: Annotated[
@@ -130,7 +134,7 @@ class _Files:
         from eval.efficiency import report
         from eval.efficiency.plot import draw
 
-        section = report.markdown(results, self.lengths, self.machine)
+        section = report.markdown(results, self.lengths, self.machine, self.table)
         section += "".join(f"- {remark}\n" for remark in remarks)
         self._sections.append(section)
         self._rows += report.rows(results, self.lengths, self.machine)
@@ -147,15 +151,21 @@ def _closed_forms(
     names: str, ceilings: str, batches: list[int], lengths: tuple[int, ...], text: int
 ) -> str:
     from eval.efficiency.ideal import Ceilings
-    from eval.efficiency.report import expected
+    from eval.efficiency.report import expected, measured_ceilings
     from eval.efficiency.shapes import SHAPES
 
     try:
-        tera, giga = (float(word) for word in ceilings.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"--ceilings {ceilings}: write TFLOP/s,GB/s") from None
+        if ceilings.endswith(".csv"):
+            limits, itemsize = measured_ceilings(Path(ceilings))
+        else:
+            tera, giga = (float(word) for word in ceilings.split(","))
+            limits, itemsize = Ceilings(1e12 * tera, 1e9 * giga), 2
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(
+            f"--ceilings {ceilings}: write TFLOP/s,GB/s or name a .csv of this command; {error}"
+        ) from None
     models = [names] if names else [name for name in SHAPES if not name.startswith("tiny")]
-    return expected(models, batches, lengths, text, Ceilings(1e12 * tera, 1e9 * giga))
+    return expected(models, batches, lengths, text, limits, itemsize)
 
 
 def _words(option: str, spelled: str) -> list[str]:

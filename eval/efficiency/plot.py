@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from eval.efficiency.report import Comparison, Result
+from eval.efficiency.report import Comparison, Result, printed_ratios
 from eval.rows import Table
 
 OURS, IDEAL, PAPER = "#0b5fa5", "#0b5fa5", "#b0532a"
@@ -43,26 +42,15 @@ def draw(
             axis.errorbar(share, spread.median, yerr=bars, fmt="o", color=color, markersize=4)
             if hivtp:
                 axis.plot(share, ideal, "_", color=IDEAL, markersize=12)
-    if table is not None:
-        _paper(left, right, table)
+    for printed in printed_ratios(table):
+        left.plot(printed.tokens, printed.ttft, "x", color=PAPER, markersize=6)
+        right.plot(printed.tokens, printed.throughput, "x", color=PAPER, markersize=6)
     left.plot([], [], "o", color=OURS, label="HIVTP, measured")
     left.plot([], [], "_", color=IDEAL, label="HIVTP, ideal")
     left.plot([], [], "o", color="0.6", label="others, measured")
+    if printed_ratios(table):
+        left.plot([], [], "x", color=PAPER, label=f"HIVTP in the paper, {table.device}")
     left.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     plt.close(figure)
-
-
-def _paper(left: Any, right: Any, table: Table) -> None:
-    base = table.unpruned
-    if base is None or not {"tokens", "ttft_ms", "throughput"} <= base.printed.keys():
-        return
-    for row in table.rows:
-        if row.pruner != "hivtp" or not {"tokens", "ttft_ms", "throughput"} <= row.printed.keys():
-            continue
-        share = float(row.printed["tokens"] / base.printed["tokens"])
-        for axis, key in ((left, "ttft_ms"), (right, "throughput")):
-            ratio = float(row.printed[key] / base.printed[key])
-            axis.plot(share, ratio, "x", color=PAPER, markersize=6)
-    left.plot([], [], "x", color=PAPER, label=f"HIVTP in the paper, {table.device}")

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.efficiency.ideal import (
     Ceilings,
@@ -20,6 +20,9 @@ from eval.efficiency.ideal import (
 from eval.efficiency.measure import Spread, ratios
 from eval.efficiency.request import STAGES, Case, Run
 from eval.efficiency.shapes import Shape, shape
+
+if TYPE_CHECKING:
+    from eval.rows import Table
 
 UNTOUCHED = ("tower", "splice", "first")  # stages whose work does not depend on the tokens kept
 NO_GAIN = 0.98  # a median TTFT ratio above it is no gain
@@ -111,6 +114,22 @@ class Comparison:
     def ideal_throughput(self, new_tokens: int) -> float:
         """What physics allows."""
         return self.base.ideal_seconds(new_tokens) / self.result.ideal_seconds(new_tokens)
+
+    @property
+    def decode(self) -> Spread:
+        """Tokens per second after the first, over the base's."""
+        return ratios(
+            (run.per_token() for run in self.base.runs),
+            (run.per_token() for run in self.result.runs),
+        )
+
+    def ideal_decode(self, new_tokens: int) -> float:
+        """What physics allows, for an answer of `new_tokens`."""
+        ours, theirs = (
+            result.ideal_seconds(new_tokens) - result.ideal_seconds()
+            for result in (self.result, self.base)
+        )
+        return theirs / ours
 
     @property
     def select_share(self) -> Spread:
@@ -227,6 +246,9 @@ def rows(
         row |= _spread("ttft_ms", result.ttft, 1e3)
         if max(new_tokens) > 1:
             row |= _spread("per_token_ms", Spread.of(r.per_token() for r in result.runs), 1e3)
+            row |= _spread("decode_vs_stock", against["stock"].decode)
+            ideal = against["stock"].ideal_decode(max(new_tokens))
+            row["ideal_decode_vs_stock"] = f"{ideal:.4f}"
         for name, comparison in against.items():
             row |= _spread(f"ttft_vs_{name}", comparison.ttft)
             row[f"ideal_ttft_vs_{name}"] = f"{comparison.ideal_ttft:.4f}"
@@ -261,7 +283,12 @@ def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
         writer.writerows(table)
 
 
-def markdown(results: Sequence[Result], new_tokens: Sequence[int], machine: dict[str, str]) -> str:
+def markdown(
+    results: Sequence[Result],
+    new_tokens: Sequence[int],
+    machine: dict[str, str],
+    table: Table | None = None,
+) -> str:
     """One setting: times and ratios, stages, throughput, memory and arithmetic, verdicts."""
     setting = results[0].setting
     stock = next(result for result in results if result.case.pruner is None)
@@ -276,7 +303,8 @@ def markdown(results: Sequence[Result], new_tokens: Sequence[int], machine: dict
         "",
         "Medians with quartiles. Ratios are paired round by round. Ideal: the least time at "
         f"{setting.ceilings.flops / 1e9:.0f} GFLOP/s and {setting.ceilings.bytes / 1e9:.0f} GB/s, "
-        "both measured here; choosing tokens is free in it.",
+        "both measured here; choosing tokens is free in it. Select holds score and selection; "
+        "tapping queries and keys is part of tower, and `python -m eval tap` times it apart.",
         "",
     ]
     lines += _times(comparisons, results)
@@ -286,7 +314,43 @@ def markdown(results: Sequence[Result], new_tokens: Sequence[int], machine: dict
     pruned = [c for c in comparisons if c.result.case.block < 100]
     lines += [f"- {comparison.verdict()}" for comparison in pruned]
     lines += [f"- {sentence}" for sentence in differences(results)]
+    lines += [
+        f"- The paper's {row.id} on {table.device}: TTFT {row.ttft:.3f} of its unpruned model's, "
+        f"throughput {row.throughput:.3f}"
+        for row in printed_ratios(table)
+    ]
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A row of the paper over its unpruned row."""
+
+    id: str
+    tokens: float
+    ttft: float
+    throughput: float
+
+
+def printed_ratios(table: Table | None) -> list[Printed]:
+    """HIVTP's printed rows, where the table prints times."""
+    columns = ("tokens", "ttft_ms", "throughput")
+    base = table.unpruned if table else None
+    if base is None or not set(columns) <= base.printed.keys():
+        return []
+    return [
+        Printed(row.id, *(float(row.printed[name] / base.printed[name]) for name in columns))
+        for row in table.rows
+        if row.pruner == "hivtp" and set(columns) <= row.printed.keys()
+    ]
+
+
+def measured_ceilings(path: Path) -> tuple[Ceilings, int]:
+    """What the machine of a results file reached, and the bytes of a number there."""
+    with path.open() as file:
+        row = next(csv.DictReader(file))
+    limits = Ceilings(1e9 * float(row["ceiling_gflops"]), 1e9 * float(row["ceiling_gbytes"]))
+    return limits, 4 if row["dtype"] == "float32" else 2
 
 
 def expected(
@@ -295,15 +359,18 @@ def expected(
     new_tokens: Sequence[int],
     text: int,
     limits: Ceilings,
+    itemsize: int = 2,
     keep: float = 0.25,
 ) -> str:
     """Closed forms alone: what keeping a share of the tokens can gain, and where the gain ends."""
+    ridge = itemsize * limits.flops / (2 * limits.bytes)
     heads = ["model", "image tokens", "batch", "TTFT", *(f"{n} new" for n in new_tokens)]
     lines = [
-        f"Least times in half precision at {limits.flops / 1e12:.0f} TFLOP/s and "
+        f"Least times in {8 * itemsize} bits at {limits.flops / 1e12:.3g} TFLOP/s and "
         f"{limits.bytes / 1e9:.0f} GB/s, {text} text tokens: TTFT over the unpruned one's, "
         "throughput over the unpruned one's by answer length, and the longest answer whose "
-        "throughput still gains a tenth.",
+        "throughput still gains a tenth. Where batch times prompt is below "
+        f"{ridge:.0f} tokens, prefill waits for the weights and pruning further gains no time.",
         "",
         _line([*heads, "gains 1.1 up to"]),
         "|---" + "|--:" * len(heads) + "|",
@@ -317,11 +384,11 @@ def expected(
             full = Request(batch, tiles, model.tower.layers, every, every + text)
             pruned = Request(batch, tiles, model.tower.layers - 1, kept, kept + text)
             ours, theirs = (
-                [request_seconds(model, request, 2, limits, n) for n in (1, *new_tokens)]
+                [request_seconds(model, request, itemsize, limits, n) for n in (1, *new_tokens)]
                 for request in (pruned, full)
             )
             gains = [f"{b / a:.2f}" for a, b in zip(ours[1:], theirs[1:], strict=True)]
-            ends = gain_ends(model, full, pruned, 2, limits, most=LONGEST)
+            ends = gain_ends(model, full, pruned, itemsize, limits, most=LONGEST)
             cells = [name, f"{every} to {kept}", str(batch), f"{ours[0] / theirs[0]:.2f}"]
             lines.append(_line([*cells, *gains, f"{ends} tokens" if ends < LONGEST else "all"]))
     return "\n".join(lines) + "\n"
@@ -361,12 +428,15 @@ def _stages(results: Sequence[Result]) -> list[str]:
 def _throughputs(comparisons: Sequence[Comparison], new_tokens: Sequence[int]) -> list[str]:
     heads = [f"{n} new: / stock (ideal)" for n in new_tokens]
     several = max(new_tokens) > 1
-    titles = ["throughput", *(["ms per token"] if several else []), *heads]
+    decode = ["ms per token", "decoding / stock (ideal)"] if several else []
+    titles = ["throughput", *decode, *heads]
     lines = [_line(titles), "|---" + "|--:" * (len(titles) - 1) + "|"]
     for comparison in comparisons:
         cells = [comparison.result.case.label]
         if several:
             cells.append(_show(Spread.of(r.per_token() for r in comparison.result.runs), 1e3, 2))
+            ideal = comparison.ideal_decode(max(new_tokens))
+            cells.append(f"{_show(comparison.decode, 1, 3)} ({ideal:.3f})")
         for n in new_tokens:
             ideal = comparison.ideal_throughput(n)
             cells.append(f"{_show(comparison.throughput(n), 1, 3)} ({ideal:.3f})")
