@@ -63,9 +63,13 @@ def checkpoint_digest(model: str) -> str:
 
 def source_digest(pruner: Pruner) -> str:
     """Digest of the library's source files and of the pruner's own, of no other method's."""
+    return sources_digest(Path(inspect.getfile(type(pruner))).resolve())
+
+
+def sources_digest(own: Path) -> str:
+    """The same by the file of the pruner: 16 digits for what all methods share, 16 for it."""
     library = ROOT / "llava_hivtp"
     others = set((library / "pruners").glob("*.py")) - {library / "pruners" / "base.py"}
-    own = Path(inspect.getfile(type(pruner))).resolve()
     shared = digest_files(library, set(library.rglob("*.py")) - others)
     return shared + digest_files(own.parent, [own])
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eval import stats, store
 from eval.rows import BENCHMARKS, TIMES, Row, Table, unit_path
+from eval.stale import Present
 
 DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "ttft_ms": 1}  # two otherwise
 
@@ -74,17 +77,22 @@ def collect(
     limit: int | None = None,
     device: str | None = None,
     tests: bool = True,
+    stale: bool = False,
 ) -> Collected:
     """Read the results of these rows; `MixedResults` if their protocols differ.
 
     Without `tests` the samples stay unread: no intervals, no comparison with the unpruned row.
+    Results of another checkpoint or other code than those here count with `stale` only.
     """
     paths = {
         row.id: {task: unit_path(out, table.model, row, task, limit) for task in table.tasks}
         for row in rows
     }
-    results = {row: _present(store.read_result, tasks) for row, tasks in paths.items()}
-    timings = {row: _present(store.read_timing, tasks) for row, tasks in paths.items()}
+    files = _Files(Present(table.model), stale)
+    results, timings = (
+        {row.id: _present(partial(files.read, read, row), paths[row.id]) for row in rows}
+        for read in (store.read_result, store.read_timing)
+    )
     protocol = agreed("accuracy", results)
     for name, value in agreed("timing", timings).items():
         if protocol.get(name) != value:
@@ -94,10 +102,39 @@ def collect(
     measured = {row.id: _measure(table, row, results[row.id], timings[row.id]) for row in rows}
     if tests:
         for task in table.tasks:
-            notes += _test(table, task, out, limit, list(measured.values()))
+            notes += _test(table, task, out, limit, list(measured.values()), files)
+    notes += files.notes()
     return Collected(
         table, limit, tuple(measured.values()), protocol, provenance, timing_device, tuple(notes)
     )
+
+
+@dataclass
+class _Files:
+    """Stored records, but those of another checkpoint or other code; with `stale` these, too."""
+
+    present: Present
+    stale: bool
+    changes: dict[tuple[Path, str], str] = field(default_factory=dict)  # by file and kind
+
+    def read(
+        self, read: Callable[[Path], dict[str, Any] | None], row: Row, path: Path
+    ) -> Record | None:
+        """A record of a row's unit, if there is one that counts."""
+        record = read(path)
+        change = self.present.change(row, record) if record else None
+        if change:
+            self.changes[path, read.__name__] = change
+        return record if self.stale or not change else None
+
+    def notes(self) -> list[str]:
+        """What must be said of the stale ones."""
+        said = "shown all the same" if self.stale else "left out, --stale shows them"
+        return [
+            f"STALE ({said}): {change} since {count} of the results and times were stored; "
+            "`run` measures them again."
+            for change, count in Counter(self.changes.values()).items()
+        ]
 
 
 def agreed(kind: str, found: Mapping[str, ByTask]) -> dict[str, str]:
@@ -158,14 +195,19 @@ def _add_mean(measured: Measured, column: str, mean: float | None, tasks: int, o
 
 
 def _test(
-    table: Table, task: str, out: Path, limit: int | None, rows: Sequence[Measured]
+    table: Table,
+    task: str,
+    out: Path,
+    limit: int | None,
+    rows: Sequence[Measured],
+    files: _Files,
 ) -> list[str]:
     """Add intervals and paired tests from the samples of one task; returns what was amiss."""
-    unpruned = _groups(table, table.unpruned, task, out, limit)
+    unpruned = _groups(table, table.unpruned, task, out, limit, files)
     notes = []
     for measured in rows:
         if BENCHMARKS[task].column in measured.values:
-            groups = _groups(table, measured.row, task, out, limit)
+            groups = _groups(table, measured.row, task, out, limit, files)
             note = _test_row(measured, task, groups, unpruned)
             notes += [f"{measured.row.id}, {task}: {note}."] if note else []
     return notes
@@ -196,12 +238,12 @@ def _test_row(
 
 
 def _groups(
-    table: Table, row: Row | None, task: str, out: Path, limit: int | None
+    table: Table, row: Row | None, task: str, out: Path, limit: int | None, files: _Files
 ) -> stats.Groups | None:
     if row is None:
         return None
     path = unit_path(out, table.model, row, task, limit)
-    samples = store.read_samples(path) if store.read_result(path) else None
+    samples = store.read_samples(path) if files.read(store.read_result, row, path) else None
     return stats.group(task, samples) if samples else None
 
 

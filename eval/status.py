@@ -1,11 +1,11 @@
-"""How far an evaluation has come: done, running, failed and why, missing."""
+"""How far an evaluation has come: done, stale and why, running, failed and why, missing."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,8 +22,9 @@ from eval.rows import (
     unit_path,
     units,
 )
+from eval.stale import Present
 
-STATES = ("done", "running", "failed", "missing")
+STATES = ("done", "stale", "running", "failed", "missing")
 
 
 def status(
@@ -36,7 +37,7 @@ def status(
     tasks: Annotated[str | None, typer.Option(help="Tasks or columns, as in 'mme,pope'.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The dry run over N documents.")] = None,
 ) -> None:
-    """Show what is done, running, failed (and why) and missing."""
+    """Show what is done, stale or failed (and why), running and missing."""
     try:
         table = load_table(config, model)
         chosen, columns = select_rows(table, rows), select_tasks(table, tasks)
@@ -49,20 +50,33 @@ def status(
 def report(
     table: Table, rows: Sequence[Row], tasks: Sequence[str], out: Path, limit: int | None = None
 ) -> str:
-    """Counts, a grid of rows and tasks, and the reason of every failure."""
-    found = units(table, out, rows, tasks, limit)
-    states = {unit.path: store.state(unit.path) for unit in found}
+    """Counts, a grid of rows and tasks, what changed since, and the reason of every failure."""
+    found, present = units(table, out, rows, tasks, limit), Present(table.model)
+    changes = {unit.path: _change(present, unit, store.read_result(unit.path)) for unit in found}
+    states = {path: _state(path, change) for path, change in changes.items()}
     counts = Counter(states.values())
-    timed = sum(store.read_timing(unit.path) is not None for unit in found)
+    times = [(unit, store.read_timing(unit.path)) for unit in found]
+    timed = sum(time is not None and not _change(present, unit, time) for unit, time in times)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES)
     return "\n".join(
         [
             f"{table.title} ({table.model}): {len(found)} units, {summary}; {timed} timed",
             "",
             *_grid(table, rows, tasks, out, limit, states),
+            *_stale(change for path, change in changes.items() if states[path] == "stale"),
             *_failures(found),
         ]
     )
+
+
+def _change(present: Present, unit: Unit, record: dict[str, Any] | None) -> str | None:
+    return present.change(unit.row, record) if record else None
+
+
+def _state(path: Path, change: str | None) -> str:
+    if change is None:
+        return store.state(path)
+    return "running" if store.held(path) else "stale"
 
 
 def _grid(
@@ -83,6 +97,11 @@ def _grid(
         "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
+
+
+def _stale(changes: Iterable[str | None]) -> list[str]:
+    lines = [f"{change} since: {count} units" for change, count in Counter(changes).items()]
+    return ["", "Stale, to be run again:", *lines] if lines else []
 
 
 def _failures(found: Sequence[Unit]) -> list[str]:

@@ -64,7 +64,7 @@ def state(result: Path) -> str:
     """`done`, `running`, `failed` or `missing`; a process that died is not running."""
     if read_result(result) is not None:
         return "done"
-    if _held(result):
+    if held(result):
         return "running"
     return "failed" if beside(result, "failed.json").exists() else "missing"
 
@@ -130,7 +130,8 @@ def _is_still(path: Path, handle: int) -> bool:
         return False
 
 
-def _held(result: Path) -> bool:
+def held(result: Path) -> bool:
+    """Whether a process works on a unit."""
     path = beside(result, "lock")
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -77,11 +77,14 @@ def table(
     device: Annotated[
         str | None, typer.Option(help="Show times of this device, where several were used.")
     ] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Show results of another checkpoint or other code, too.")
+    ] = False,
 ) -> None:
     """Print a table of the paper: ours, the paper's numbers, the difference."""
     try:
         found = [
-            collect(shown, select_rows(shown, rows), out, limit, device)
+            collect(shown, select_rows(shown, rows), out, limit, device, stale=stale)
             for shown in _tables(config, out, model)
         ]
     except (ConfigError, MixedResults) as error:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval import store
+from eval.identity import sources_digest
 from eval.rows import Row, Table, unit_path
+from eval.stale import method_file
 
 PROTOCOL = {"dtype": "float16", "lmms_eval": "0.7.3", "task": {"version": 1}}
 PROVENANCE = {
@@ -50,6 +52,7 @@ def store_result(
         "protocol": {**PROTOCOL, **(protocol or {})},
         "provenance": {**PROVENANCE, **(provenance or {})},
         "seconds": 1.0,
+        "source": sources_digest(method_file(row.pruner)),
     }
     store.write_json_atomic(path, result)
     return path
@@ -74,6 +77,7 @@ def store_timing(
         "samples": [],
         "protocol": {**PROTOCOL, "batch": 1, **(protocol or {})},
         "provenance": {**PROVENANCE, "device": device},
+        "source": sources_digest(method_file(row.pruner)),
     }
     path = unit_path(out, table.model, row, task)
     store.write_json_atomic(store.beside(path, "timing.json"), timing)

@@ -14,6 +14,7 @@ from eval import store
 from eval.__main__ import app
 from eval.results import MixedResults, collect
 from eval.rows import load_table, select_rows, unit_path
+from eval.stale import method_file
 from eval.table import Format, render
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -318,6 +319,70 @@ def test_a_bad_table_ends_with_one_line_and_a_status(small, tmp_path):
         assert f"{bad}:10: row 'fopru' may keep 345" in result.output
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("checkpoint_digest", "0" * 16, "the checkpoint is another"),
+        ("sources_digest", "0" * 32, "llava_hivtp changed"),
+        ("method_file", Path(__file__), "the code of hivtp changed"),
+    ],
+)
+def test_a_stale_result_is_neither_done_nor_in_the_table(
+    small, tmp_path, monkeypatch, name, value, reason
+):
+    """A number that no longer belongs to the checkpoint or the code must be asked for."""
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
+    rows = {row.id: row for row in small.rows}
+    store_timing(tmp_path, small, rows["hivtp"], "pope", 100, 20)
+    fresh = show(small, tmp_path, "hivtp")
+    assert "STALE" not in fresh
+
+    monkeypatch.setattr(f"eval.stale.{name}", lambda _: value)
+    text = show(small, tmp_path, "hivtp")
+    assert set(lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"]) == {"-"}
+    assert f"STALE (left out, --stale shows them): {reason} since" in text
+    assert "Provenance" not in text
+    asked = show(small, tmp_path, "hivtp", stale=True)
+    assert lines_of(asked, "HIVTP (r=2, k=25, c=2)") == lines_of(fresh, "HIVTP (r=2, k=25, c=2)")
+    assert f"STALE (shown all the same): {reason} since" in asked
+
+    status = CliRunner().invoke(
+        app, ["status", str(small.path), "--out", str(tmp_path), "--rows", "hivtp"]
+    )
+    assert "2 units, 0 done, 2 stale, 0 running, 0 failed, 0 missing; 0 timed" in status.stdout
+    assert f"{reason} since: 2 units" in status.stdout
+    with store.locked(unit_path(tmp_path, small.model, rows["hivtp"], "pope")):
+        status = CliRunner().invoke(app, ["status", str(small.path), "--out", str(tmp_path)])
+    assert "1 running" in status.stdout
+
+
+def test_the_unpruned_row_is_no_baseline_once_it_is_stale(small, tmp_path, monkeypatch):
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
+    (before,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
+    assert set(before.paired) == {"pope", "gqa"}
+    monkeypatch.setattr(
+        "eval.stale.method_file",
+        lambda name: Path(__file__) if name == "none" else method_file(name),
+    )
+    (after,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
+    assert after.values == before.values
+    assert not after.paired
+
+
+def test_a_method_s_file_is_found_without_importing_it(monkeypatch):
+    import inspect
+
+    import external_pruner
+
+    from llava_hivtp.pruners import PRUNERS
+
+    for name, cls in PRUNERS.items():
+        assert method_file(name) == Path(inspect.getfile(cls)), name
+    assert method_file("external_pruner:Any") == Path(external_pruner.__file__)
+    assert method_file("nowhere.to_be:Found") is None
+    assert method_file("nothing") is None
+
+
 def test_status_names_every_state_and_the_reason(small, tmp_path):
     fill(small, tmp_path, full=(0.9, 0.6))
     rows = {row.id: row for row in small.rows}
@@ -327,7 +392,7 @@ def test_status_names_every_state_and_the_reason(small, tmp_path):
     running = unit_path(tmp_path, small.model, rows["hivtp"], "pope")
     with store.locked(running):
         result = CliRunner().invoke(app, ["status", str(small.path), "--out", str(tmp_path)])
-    assert "8 units, 2 done, 1 running, 1 failed, 4 missing; 1 timed" in result.stdout
+    assert "8 units, 2 done, 0 stale, 1 running, 1 failed, 4 missing; 1 timed" in result.stdout
     lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
     assert lines["full"] == ["done", "done"]
     assert lines["fopru"] == ["-", "failed"]
