@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from eval import stats, store
+from eval.data import documents
 from eval.rows import BENCHMARKS, TIMES, Row, Table, unit_path
 from eval.stale import Present
+
+OCRBENCH = documents("ocrbench")  # questions its score is over, however few were asked
+MME_CATEGORIES = 10  # of perception, 200 points each
 
 DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "ttft_ms": 1}  # two otherwise
 
@@ -103,7 +107,7 @@ def collect(
     if tests:
         for task in table.tasks:
             notes += _test(table, task, out, limit, list(measured.values()), files)
-    notes += files.notes()
+    notes += [*files.notes(), *_ocrbench_note(results.values())]
     return Collected(
         table, limit, tuple(measured.values()), protocol, provenance, timing_device, tuple(notes)
     )
@@ -170,7 +174,8 @@ def _measure(table: Table, row: Row, results: ByTask, timings: ByTask) -> Measur
     measured = Measured(row)
     for task, result in results.items():
         if _is_number(result["score"]):
-            measured.values[BENCHMARKS[task].column] = result["score"]
+            asked = result["requests"] if task == "ocrbench" else OCRBENCH
+            measured.values[BENCHMARKS[task].column] = result["score"] * OCRBENCH / asked
     patches, newlines, total = (
         [result["tokens"][name] for result in results.values()]
         for name in ("patches", "newlines", "total")
@@ -210,7 +215,8 @@ def _test(
             groups = _groups(table, measured.row, task, out, limit, files)
             note = _test_row(measured, task, groups, unpruned)
             notes += [f"{measured.row.id}, {task}: {note}."] if note else []
-    return notes
+            notes += _mme_note(groups) if task == "mme" and groups else []
+    return list(dict.fromkeys(notes))
 
 
 def _test_row(
@@ -235,6 +241,24 @@ def _test_row(
         return "other documents than the unpruned row's, so no test"
     measured.paired[column] = paired
     return None
+
+
+def _mme_note(groups: stats.Groups) -> list[str]:
+    categories = len(set(groups.strata))
+    if categories == MME_CATEGORIES:
+        return []
+    return [
+        f"MME has {categories} categories here, so at most {200 * categories} points, not "
+        f"{200 * MME_CATEGORIES}: not the scale of the official set."
+    ]
+
+
+def _ocrbench_note(rows: Iterable[ByTask]) -> list[str]:
+    asked = {tasks["ocrbench"]["requests"] for tasks in rows if "ocrbench" in tasks} - {OCRBENCH}
+    return [
+        f"OCRBench asked {count} questions here: percent of these, not points of {OCRBENCH}."
+        for count in sorted(asked)
+    ]
 
 
 def _groups(

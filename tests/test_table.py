@@ -319,6 +319,45 @@ def test_a_bad_table_ends_with_one_line_and_a_status(small, tmp_path):
         assert f"{bad}:10: row 'fopru' may keep 345" in result.output
 
 
+def test_few_questions_of_ocrbench_count_in_percent_and_are_labelled(tmp_path):
+    """lmms-eval divides its points by 1000, however few were asked."""
+    path = tmp_path / "ocr.yaml"
+    path.write_text(
+        SMALL.replace("[pope, gqa]", "[ocrbench]")
+        .replace("{pope: accuracy, gqa: testdev balanced}", "{ocr: points of 1000}")
+        .replace("pope:", "ocr:").replace("gqa: 60.0, ", "").replace("gqa: 50.00, ", "")
+        .replace(", gqa: 50.00", "")
+    )  # fmt: skip
+    table = load_table(path)
+    rows = {row.id: row for row in table.rows}
+    store_result(tmp_path, table, rows["full"], "ocrbench", right(0.75, 40), score=3.0)
+    store_result(tmp_path, table, rows["hivtp"], "ocrbench", right(0.312, 1000))
+    text = show(table, tmp_path)
+    (full,) = (c for c in lines_of(text, "nothing pruned")["ours"] if c.startswith("75.00 ± "))
+    (hivtp,) = (c for c in lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"] if "31.20 ± " in c)
+    assert "OCRBench asked 40 questions here: percent of these, not points of 1000." in text
+    assert "OCRBench asked 1000" not in text
+
+
+def test_an_mme_of_fewer_categories_is_labelled(tmp_path):
+    path = tmp_path / "mme.yaml"
+    path.write_text(
+        "title: M\nmodels: [m]\nlayout: unpad\npatches: 16\ntasks: [mme]\n"
+        "protocol: {mme: perception}\nrows:\n  - {id: full, pruner: none, block: 100}\n"
+    )
+    table = load_table(path)
+    for categories, said in ((5, True), (10, False)):
+        rights = [1.0] * 4 * categories
+        found = store_result(tmp_path, table, table.rows[0], "mme", rights, score=200 * categories)
+        samples = store.read_samples(found)
+        for i, sample in enumerate(samples):
+            sample |= {"group": i // 2, "stratum": f"category {i // 4}"}
+        store.write_jsonl_atomic(store.beside(found, "samples.jsonl"), samples)
+        text = show(table, tmp_path)
+        assert f"{200 * categories}.00" in text
+        assert ("MME has 5 categories here, so at most 1000 points, not 2000" in text) == said
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
