@@ -25,7 +25,7 @@ setup(
         "eval": ["typer", "pyyaml", "matplotlib", "scipy", "datasets", "evaluate", "sacrebleu"]
         + ["aiohttp", "loguru", "openpyxl", "pytablewriter", "pytz", "tenacity"],
         "flash": ["flash-attn"],
-        "deepspeed": ["deepspeed"],
+        "deepspeed": ["deepspeed==0.19.8"],
         "demo": ["gradio==6.31.0", "matplotlib", "scipy", "pyarrow", "typer"],
     },
     entry_points={

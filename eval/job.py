@@ -21,6 +21,7 @@ from eval.rows import Table, Unit
 
 if TYPE_CHECKING:
     from eval.worker import Worker
+    from llava_hivtp.zero3 import Team
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,18 @@ class Job:
         logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
         if left:
             data.check(self.data, [unit.task for unit in left])
-            with own_rank() as rank, _signals():
+            left.sort(key=lambda unit: store.beside(unit.path, "failed.json").exists())  # last
+            with own_rank(bool(self.arguments.get("zero3"))) as rank, _signals():
+                if rank.team and rank.index:
+                    logger.setLevel(logging.WARNING)
                 worker = self._load()
                 self._agree(worker)
                 for unit in rank.order(left):
                     self._try(worker, unit)
-                rank.wait()
+                    if rank.team and self.failures:
+                        break  # out of step: the launcher ends the others
+                else:
+                    rank.wait()
         failed = {unit.path: unit for unit in self.units if self._failed(unit)}
         for path, unit in failed.items():
             reason = self.failures.get(path) or store.failure(path)
@@ -114,11 +121,20 @@ class Job:
 
     def _try(self, worker: Worker, unit: Unit) -> None:
         try:
-            with store.locked(unit.path) as ours:
-                if ours and not self._failed(unit) and self._left(unit):
+            with self._claimed(unit, worker.lm.team) as ours:
+                if ours:
                     self._do(worker, unit)
         except Exception as error:
             self._fail(unit, error)
+
+    @contextmanager
+    def _claimed(self, unit: Unit, team: Team) -> Iterator[bool]:
+        """Hold a unit that is left to do: yields what the first process of the team finds."""
+        if team.index:
+            yield team.exchange(False)[0]
+            return
+        with store.locked(unit.path) as ours:
+            yield team.exchange(ours and not self._failed(unit) and self._left(unit))[0]
 
     def _do(self, worker: Worker, unit: Unit) -> None:
         name, started = f"{unit.row.id} {unit.task}", time.monotonic()

@@ -37,10 +37,10 @@ def load_task(name: str, folder: Path) -> Task:
     from lmms_eval.tasks import get_task_dict
     from tenacity import RetryError
 
-    from llava_hivtp.lmms import whole_images
+    from llava_hivtp.images import whole_files
 
     try:
-        with _inside(folder), _own_cache(data.digest(folder, name)), whole_images():
+        with _inside(folder), _own_cache(data.digest(folder, name)), whole_files():
             task = get_task_dict([name], _manager(), "simple")[name]
     except RetryError as error:  # says nothing; what it retried does
         raise error.last_attempt.exception() from error

@@ -2,6 +2,9 @@
 
 Each rank is an evaluation of its own, on its own GPU, that takes whole units. A unit is never
 split: no process group is needed while it runs, and its answers do not depend on the ranks.
+
+Under ZeRO-3 the ranks are one team with one model instead: they do every unit together, share its
+requests, and the first rank writes.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from llava_hivtp.zero3 import Team
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
@@ -23,14 +29,20 @@ class Rank:
 
     index: int = 0
     count: int = 1
+    team: Team | None = None
 
     def order(self, items: Sequence[T]) -> list[T]:
-        """Every rank's own share first, then the others', to help them out."""
+        """Every rank's own share first, then the others', to help them out; a team's are one."""
+        if self.team:
+            return self.team.exchange(list(items))[0]
         own = list(items[self.index :: self.count])
         return own + [item for item in items if item not in own]
 
     def wait(self) -> None:
         """Wait for all ranks: torchrun ends the others when one leaves with an error."""
+        if self.team:
+            self.team.exchange(None)
+            return
         if self.count == 1:
             return
         from torch import distributed
@@ -43,10 +55,17 @@ class Rank:
 
 
 @contextmanager
-def own_rank() -> Iterator[Rank]:
+def own_rank(zero3: bool = False) -> Iterator[Rank]:
     """The rank of this process, hidden from lmms-eval, which would split every unit."""
+    team = _join() if zero3 else None
     hidden = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE") if key in os.environ}
     try:
-        yield Rank(int(hidden.get("RANK", 0)), int(hidden.get("WORLD_SIZE", 1)))
+        yield Rank(int(hidden.get("RANK", 0)), int(hidden.get("WORLD_SIZE", 1)), team)
     finally:
         os.environ.update(hidden)
+
+
+def _join() -> Team:
+    from llava_hivtp.zero3 import join
+
+    return join()

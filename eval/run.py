@@ -43,6 +43,9 @@ def run(
     model_args: Annotated[
         str, typer.Option(help=f"Such as dtype=bfloat16,device_map=auto; of {MODEL_ARGS}.")
     ] = "",
+    zero3: Annotated[
+        bool, typer.Option("--zero3", help="Spread the model over torchrun's processes; no times.")
+    ] = False,
 ) -> None:
     """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
     _prepare_process()
@@ -52,8 +55,9 @@ def run(
         if dry_run:
             typer.echo(plan(table, chosen, timing_n if timing else 0))
             return
-        arguments = _arguments(model_args)
-        job = Job(table, chosen, data.resolve(), batch, timing_n if timing else 0, arguments)
+        arguments = _arguments(model_args) | ({"zero3": True} if zero3 else {})
+        timed = timing_n if timing and not zero3 else 0
+        job = Job(table, chosen, data.resolve(), batch, timed, arguments)
         failed = job.run()
     except ERRORS as error:
         typer.echo(f"error: {error}", err=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,27 +43,43 @@ class Worker:
         }
 
     def accuracy(self, unit: Unit, label: str) -> float | None:
-        """Answer every request of a unit and store score and samples; returns the score."""
+        """Answer every request of a unit and store score and samples; returns the score.
+
+        Of a team that shares the requests, the first process stores.
+        """
         started = time.monotonic()
         self._take(unit)
         task = official.load_task(unit.task, self.folder)
         protocol = self.accuracy_protocol(unit.task)
         protocol["task"]["version"] = _version(task)
-        journal = Journal(store.beside(unit.path, "journal.jsonl"), self._identity(unit, protocol))
+        journal = store.beside(unit.path, "journal.jsonl")
+        first = self.lm.team.index == 0
+        with (
+            self._journaled(journal, unit, protocol, label) if first else nullcontext(),
+            timing.device_share(self.lm.device, alone=False),
+        ):
+            results = official.evaluate(self.lm, task, unit.limit)
+        samples = official.samples(results, unit.task, self.lm.answers)
+        result = self._result(unit, official.metrics(results, unit.task), samples, protocol)
+        if first:
+            store.write_jsonl_atomic(store.beside(unit.path, "samples.jsonl"), samples)
+            store.write_json_atomic(unit.path, result | {"seconds": time.monotonic() - started})
+            journal.unlink()
+        return result["score"]
+
+    @contextmanager
+    def _journaled(
+        self, path: Path, unit: Unit, protocol: dict[str, Any], label: str
+    ) -> Iterator[None]:
+        """Let the model remember answers and show its progress."""
+        journal = Journal(path, self._identity(unit, protocol))
         self.lm.journal = journal
         self.lm.progress = lambda total, done: Progress(label, total, done)
         try:
-            with timing.device_share(self.lm.device, alone=False):
-                results = official.evaluate(self.lm, task, unit.limit)
+            yield
         finally:
             self.lm.journal = None
             journal.close()
-        samples = official.samples(results, unit.task, self.lm.answers)
-        result = self._result(unit, official.metrics(results, unit.task), samples, protocol)
-        store.write_jsonl_atomic(store.beside(unit.path, "samples.jsonl"), samples)
-        store.write_json_atomic(unit.path, result | {"seconds": time.monotonic() - started})
-        journal.path.unlink()
-        return result["score"]
 
     def times(self, unit: Unit, count: int) -> dict[str, Any]:
         """Time the first requests of a unit and store the figures."""

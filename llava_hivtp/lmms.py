@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from PIL import Image, ImageFile
+from PIL import Image
 from tqdm import tqdm
+
+from llava_hivtp.zero3 import Team, join
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
@@ -77,6 +78,7 @@ class LlavaHIVTP(lmms):
         device_map: str | None = None,
         attn_implementation: str = "sdpa",
         quantization: str | None = None,
+        zero3: bool = False,
         conv_template: str | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
@@ -97,10 +99,12 @@ class LlavaHIVTP(lmms):
             build_pruner(pruner, **arguments),
             layout=layout,
             dtype=dtype,
-            device_map=device_map or device or _own_gpu(),
+            device_map=device_map or (None if zero3 else device or _own_gpu()),
             attn_implementation=attn_implementation,
             quantization=quantization,
+            zero3=zero3,
         )
+        self.team = join() if zero3 else Team()
         self.conv_template = template_name(pretrained, self.model.config, conv_template)
         self.journal: Journal | None = None
         self.answers: dict[tuple[str, int], Answer] = {}  # (task, doc_id), of the last evaluation
@@ -114,17 +118,23 @@ class LlavaHIVTP(lmms):
         """Keep the model, which lmms-eval would delete: it answers the next task too."""
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answer every request; an error in one fails the run."""
-        recalled = self._recall(requests)
+        """Answer every request; an error in one fails the run.
+
+        A team shares the batches, unless lmms-eval has given every process requests of its own.
+        """
+        sharers = self.team if self.world_size == 1 else Team()
+        recalled = sharers.exchange(self._recall(requests))[0]
         left = [i for i in range(len(requests)) if i not in recalled]
+        batches = list(self._batches(requests, left))
         with self.progress(len(requests), len(recalled)) as bar:
-            for batch in self._batches(requests, left):
-                instances = [requests[i] for i in batch]
-                answers = self._answer_all([self.read(instance) for instance in instances])
-                if self.journal is not None:
-                    self.journal.add(list(zip(instances, answers, strict=True)))
-                recalled.update(zip(batch, answers, strict=True))
-                bar.update(len(batch))
+            for batch, wanted in self._in_step(batches, sharers):
+                answers = self._answer_all([self.read(requests[i]) for i in batch])
+                mine = dict(zip(batch, answers, strict=True)) if wanted else {}
+                for finished in sharers.exchange(mine):
+                    if self.journal is not None:
+                        self.journal.add([(requests[i], a) for i, a in finished.items()])
+                    recalled |= finished
+                    bar.update(len(finished))
         ordered = [recalled[i] for i in range(len(requests))]
         self.answers = {
             (instance.args[4], instance.args[3]): answer
@@ -138,9 +148,11 @@ class LlavaHIVTP(lmms):
 
     def read(self, instance: Instance) -> Request:
         """Open the document behind a request; a broken image is an error that names it."""
+        from llava_hivtp.images import whole_files
+
         question, options, doc_to_visual, doc_id, task, split = instance.args
         try:
-            with whole_images():
+            with whole_files():
                 visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{task}: document {doc_id} cannot be read: {error}") from error
@@ -186,6 +198,8 @@ class LlavaHIVTP(lmms):
 
     def _answer_all(self, requests: list[Request]) -> list[Answer]:
         """Answer requests of equal options; those without an image by themselves."""
+        if self.team.count > 1 and len({bool(request.images) for request in requests}) > 1:
+            raise ValueError("zero3 takes no batch with and without images: use batch_size=1")
         answers: dict[int, Answer] = {}
         for seeing in (True, False):
             group = [i for i, request in enumerate(requests) if bool(request.images) == seeing]
@@ -208,6 +222,15 @@ class LlavaHIVTP(lmms):
             group.sort(key=lambda i: -len(requests[i].args[0]))
             for start in range(0, len(group), self.batch_size):
                 yield group[start : start + self.batch_size]
+
+    def _in_step(self, batches: list[list[int]], sharers: Team) -> Iterator[tuple[list[int], bool]]:
+        """This process's batches and whether they are wanted: as many as the busiest has."""
+        own = batches[sharers.index :: sharers.count]
+        most = max(self.team.exchange(len(own)))
+        if len(own) < most and not batches:
+            raise ValueError("a process of the team has no request: ask about more documents")
+        yield from ((batch, True) for batch in own)
+        yield from ((batch, False) for batch in batches[:1] * (most - len(own)))
 
     def _prompt_ids(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts padded on the left, (B, L), and where they are."""
@@ -242,17 +265,6 @@ class LlavaHIVTP(lmms):
         for count in images:
             own = [next(kept) for _ in range(count)]
             yield tuple(sum(getattr(i, n) for i in own) for n in ("patches", "newlines", "total"))
-
-
-@contextmanager
-def whole_images() -> Iterator[None]:
-    """Let a file that is cut off be an error; lmms-eval has PIL fill it up with grey."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 class _Stop:

@@ -19,6 +19,7 @@ from llava_hivtp.model import (
     check_layout,
 )
 from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.zero3 import join, spread
 
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate decides
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -37,6 +38,7 @@ def load(
     device_map: str | dict | None = None,
     attn_implementation: str = "sdpa",
     quantization: str | None = None,
+    zero3: bool = False,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint with a pruner attached.
 
@@ -52,6 +54,8 @@ def load(
             one.
         attn_implementation: "sdpa", "eager" or "flash_attention_2", for the language model.
         quantization: "8bit" or "4bit" (bitsandbytes), or None.
+        zero3: spread the weights over the processes that torchrun started (DeepSpeed). All of
+            them must generate equally often, see `llava_hivtp.zero3`.
 
     Returns:
         (model, tokenizer, image_processor, context_len). The image processor is always the PIL
@@ -67,8 +71,17 @@ def load(
     _check_complete(Path(path))
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_layout(layout)
+    if zero3:
+        if device_map is not None or quantization is not None:
+            raise ValueError(
+                "zero3 places the weights itself and does not quantize them: leave out "
+                f"device_map={device_map!r} and quantization={quantization!r}"
+            )
+        join()
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(dtype, device_map)
+    if zero3:
+        device_map = "cpu"  # and from there on, share by share
     options: dict[str, Any] = {"attn_implementation": _attention(attn_implementation)}
     config = cls.config_class.from_pretrained(path, **options)
     if quantization is not None:
@@ -96,6 +109,8 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(path, use_fast=cls is PrunedLlavaMistralForCausalLM)
     _add_image_tokens(model, tokenizer)
     attach(model.eval(), pruner, layout)
+    if zero3:
+        spread(model)
     return model, tokenizer, processor, getattr(config, "max_sequence_length", 2048)
 
 

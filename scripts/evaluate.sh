@@ -7,7 +7,8 @@ python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/pyth
 shown=("${CONFIG:-$root/configs/$1.yaml}" --out "${OUT:-results}" ${MODEL:+--model "$MODEL"}
        ${ROWS:+--rows "$ROWS"} ${LIMIT:+--limit "$LIMIT"})
 asked=("${shown[@]}" ${TASKS:+--tasks "$TASKS"} --data "${DATA:-data}" --batch "${BATCH:-1}"
-       --timing-n "${TIMING_N:-100}" ${MODEL_ARGS:+--model-args "$MODEL_ARGS"} ${SHARD:+--shard "$SHARD"})
+       --timing-n "${TIMING_N:-100}" ${MODEL_ARGS:+--model-args "$MODEL_ARGS"} ${SHARD:+--shard "$SHARD"}
+       ${ZERO3:+--zero3})
 launch=("$python")
 [ "${NPROC:-1}" -gt 1 ] && launch+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
 
