@@ -8,6 +8,7 @@ from eval import store
 from eval.data import documents
 from eval.progress import duration
 from eval.rows import Row, Table, Unit
+from eval.stale import Present
 from eval.timing import WARMUP
 
 ANSWER_TOKENS = 4  # these benchmarks ask for a word, a number or a letter
@@ -15,13 +16,16 @@ ANSWER_TOKENS = 4  # these benchmarks ask for a word, a number or a letter
 
 def plan(table: Table, units: Sequence[Unit], timing_n: int) -> str:
     """The units with their states, and the hours they should take."""
-    pace = _Pace(table, units)
+    pace, present = _Pace(table, units), Present(table.model)
     lines, left = [], 0.0
     for number, unit in enumerate(units, 1):
         state, requests = store.state(unit.path), 0
+        if state == "done" and present.change(unit.row, store.read_result(unit.path)):
+            state = "stale"
         if state != "done":
             requests += documents(unit.task, unit.limit)
-        if timing_n and store.read_timing(unit.path) is None:
+        times = store.read_timing(unit.path)
+        if timing_n and (times is None or present.change(unit.row, times)):
             requests += documents(unit.task, min(timing_n, unit.limit or timing_n)) + WARMUP
         needed = requests * pace.seconds(unit.row)
         left += needed

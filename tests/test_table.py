@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from eval import store
 from eval.__main__ import app
+from eval.estimate import plan
 from eval.results import MixedResults, collect
-from eval.rows import load_table, select_rows, unit_path
+from eval.rows import load_table, select_rows, unit_path, units
 from eval.stale import method_file
 from eval.table import Format, render
 
@@ -390,6 +391,8 @@ def test_a_stale_result_is_neither_done_nor_in_the_table(
     )
     assert "2 units, 0 done, 2 stale, 0 running, 0 failed, 0 missing; 0 timed" in status.stdout
     assert f"{reason} since: 2 units" in status.stdout
+    todo = plan(small, units(small, tmp_path, [rows["hivtp"]]), timing_n=10)
+    assert [line.split()[3] for line in todo.splitlines()[:2]] == ["stale", "stale"]
     with store.locked(unit_path(tmp_path, small.model, rows["hivtp"], "pope")):
         status = CliRunner().invoke(app, ["status", str(small.path), "--out", str(tmp_path)])
     assert "1 running" in status.stdout
