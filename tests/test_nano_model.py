@@ -17,11 +17,22 @@ from eval.nano import fit
 from eval.nano.checkpoint import CHECKPOINTS, digest
 from eval.nano.draw import LARGE, draw
 from eval.nano.language import draw_kind, make_album, pack, predict, questions_about, show_all
-from eval.nano.tower import pixels
+from eval.nano.tower import (
+    LAYERS,
+    MIDDLE,
+    build_tower,
+    draw_batch,
+    find_things,
+    pixels,
+    received,
+    run_tower,
+)
 from eval.nano.train import Sizes, train, train_language, train_tower
 from llava_hivtp import build_pruner, load
 from llava_hivtp.cli import EMBEDDED, EMBEDDED_LAYERS
 from llava_hivtp.images import prepare_images
+from llava_hivtp.importance import received_attention
+from llava_hivtp.vision import VisionFeatures, encode_tiles
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = json.loads((CHECKPOINTS / "digests.json").read_text())
@@ -130,6 +141,31 @@ def test_pixels_are_those_of_the_image_processor(trained):
     model.config.image_aspect_ratio = "square"
     images, _ = prepare_images([picture.image], processor, model.config)
     torch.testing.assert_close(images, pixels([picture.image]), atol=1e-6, rtol=0)
+
+
+def test_training_guides_the_attention_that_hivtp_scores():
+    tower = build_tower().eval()
+    images = pixels([draw(random.Random(i), "scene").image for i in range(3)])
+    with torch.no_grad():
+        ours = received(tower, run_tower(tower, images)[2])
+        hidden, tap = encode_tiles(tower, images, LAYERS - 1, MIDDLE)
+    features = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
+    torch.testing.assert_close(ours, received_attention(features, MIDDLE))
+
+
+@pytest.mark.parametrize("name", ["v15", "nodrop"])
+def test_the_middle_layers_of_the_shipped_tower_find_what_is_drawn(name):
+    """Their 36 most attended patches of 144 hold most of those with a thing on them."""
+    model, *_ = load(CHECKPOINTS / name)
+    tower = model.get_vision_tower().vision_tower
+    batch = draw_batch("fresh pictures", 20, half=False)
+    with torch.no_grad():
+        hidden, tap = encode_tiles(tower, batch.images, LAYERS - 1, MIDDLE)
+    features = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
+    best = received_attention(features, MIDDLE).topk(36, 1).indices
+    things = find_things(batch.aspects)
+    found = things.gather(1, best).sum(1) / things.sum(1).clamp(max=36)
+    assert found.mean() > 0.8  # 0.25 by chance
 
 
 def test_training_lowers_the_loss(tmp_path, monkeypatch):

@@ -16,8 +16,10 @@ from eval.nano.text import build_tokenizer
 WIDTH = 128
 LAYERS = 12
 HEADS = 4
+MIDDLE = (4, 5)  # layers, counted from 1, whose attention learns to follow the things drawn
 MEAN, STD = 0.4, 0.25  # of a pixel, the same for the three channels
 _WEIGHTS = {"character": 2.0, "place": 0.5, "side": 0.3, "height": 0.3, "number": 0.5}
+_GUIDE = 0.5  # weight of the attention to things
 _KINDS = {"dense": 0.4, "scene": 0.25, "diagram": 0.25, "sign": 0.1}
 _SHOWN = 72  # patches shown in the first phase, half of them
 
@@ -73,18 +75,36 @@ def pixels(images: list) -> Tensor:
 
 def run_tower(
     tower: CLIPVisionModel, images: Tensor, shown: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Patches as LLaVA reads them, one layer before the end, and the last CLS."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Patches as LLaVA reads them, one layer before the end; the last CLS; what MIDDLE reads."""
     core = _core(tower)
     hidden = core.embeddings(images)  # (B, 1 + N, D)
     if shown is not None:
         patches = hidden[:, 1:].gather(1, shown[..., None].expand(-1, -1, WIDTH))
         hidden = torch.cat([hidden[:, :1], patches], 1)
     hidden = core.pre_layrnorm(hidden)
+    read = []
     for layer in core.encoder.layers[:-1]:
+        read.append(hidden)
         hidden = layer(hidden, attention_mask=None)
     last = core.encoder.layers[-1](hidden, attention_mask=None)
-    return hidden[:, 1:], last[:, 0]
+    return hidden[:, 1:], last[:, 0], [read[i - 1] for i in MIDDLE]
+
+
+def received(tower: CLIPVisionModel, read: list[Tensor]) -> Tensor:
+    """Attention each patch receives in the layers MIDDLE, as HIVTP scores it, (B, N)."""
+    layers = _core(tower).encoder.layers
+    return sum(_received(layers[i - 1], x) for i, x in zip(MIDDLE, read, strict=True)) / len(MIDDLE)
+
+
+def _received(layer: nn.Module, hidden: Tensor) -> Tensor:
+    normed = layer.layer_norm1(hidden)
+    query, key = (
+        projection(normed).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+    )
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float().softmax(-1)
+    return weights.mean((1, 2))[:, 1:]
 
 
 class Heads(nn.Module):
@@ -153,24 +173,34 @@ def _scale(rng: random.Random, kind: str) -> float:
 def _choose_shown(rng: random.Random, aspects: dict[str, Tensor], ink: Tensor) -> Tensor:
     """Patches with something on them first, then random background, in reading order."""
     noise = torch.rand(ink.shape, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
-    marked = torch.stack([aspects[a] > 0 for a in EVERYWHERE]).any(0)
-    rank = 2 * marked + 1.0 * ink + noise
+    rank = 2 * find_things(aspects) + 1.0 * ink + noise
     return rank.topk(_SHOWN, 1).indices.sort(1).values
+
+
+def find_things(aspects: dict[str, Tensor]) -> Tensor:
+    """Which patches show a shape, a box or a character."""
+    return torch.stack([aspects[a] > 0 for a in EVERYWHERE]).any(0)
 
 
 def tower_loss(
     tower: CLIPVisionModel, projector: nn.Module, heads: Heads, batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
-    """Name every patch with words, place it, and sum up the picture in CLS."""
+    """Name every patch with words, place it, attend to things, sum up the picture in CLS."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        patches, cls = run_tower(tower, batch.images, batch.shown)
+        patches, cls, read = run_tower(tower, batch.images, batch.shown)
+        attention = received(tower, read)
         projected = projector(patches)
         logits = {a: heads(projected, a) for a in ASPECTS}
         summary, where = heads.summary(cls), heads.where(patches)
     loss = 4 * F.binary_cross_entropy_with_logits(summary.float(), batch.contents)
     off = (where.float() - batch.where).square().sum(-1)
     loss = loss + 0.3 * off.mean() + 0.3 * off[batch.ink].mean()
+    things = find_things(batch.aspects)
+    attended = attention / attention.sum(1, keepdim=True)
+    # Middle layers of CLIP attend to objects by themselves; twelve small layers do not.
+    loss = loss - _GUIDE * attended[things].log().mean()
     scores = {"place_error": off[batch.ink].mean().item()}
+    scores["attended"] = (attended * things).sum(1).mean().item()
     for aspect, target in batch.aspects.items():
         part, right = _aspect_loss(logits[aspect].float(), target, aspect in EVERYWHERE)
         loss = loss + _WEIGHTS.get(aspect, 1.0) * part

@@ -39,9 +39,9 @@ _EASY = 0.15  # share of the steps with questions that one look answers
 class Sizes:
     """How long each stage trains and on how many pictures; tests make it small."""
 
-    tower_steps: int = 5000
+    tower_steps: int = 6000
     language_steps: int = 2000
-    nodrop_steps: int = 1400  # seeing all patches in every step, each takes twice as long
+    nodrop_steps: int = 1800  # seeing all patches in every step, each takes twice as long
     album: int = 10_000
     anyres_steps: int = 1200
     anyres_album: int = 1500
