@@ -34,7 +34,9 @@ def train(
     out: Annotated[Path, typer.Option(help="states, logs, checkpoints")] = Path(
         "results/nano/train"
     ),
-    threads: Annotated[int, typer.Option(min=1, help="of this process; 1 as shipped")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="of this process; as shipped 2 for the tower, then 1")
+    ] = 1,
 ) -> None:
     """Train a checkpoint from nothing; the same command goes on after a stop."""
     import torch
