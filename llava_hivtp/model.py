@@ -125,15 +125,19 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         tower, pruner = self.get_vision_tower(), self._pruner
         counts = [len(image) for image in tiles]
         hidden, tap = _encode(tower, torch.cat(tiles), _check_tower(tower), pruner.layers)
-        _check_finite(hidden, counts)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
-        if vars(type(pruner)).get("by_tile"):  # a subclass may choose otherwise: it says so itself
-            return pruner.select(every).split(counts)
-        chosen = []
-        for part, image, grid in zip(every.split(counts), tiles, grids, strict=True):
-            key = _digest(image) if pruner.seeded else 0
-            chosen.append(pruner.select(replace(part, key=key, tile_grid=grid)))
-        return chosen
+        try:
+            if vars(type(pruner)).get("by_tile"):  # a subclass may choose otherwise, it says so
+                return pruner.select(every).split(counts)
+            chosen = []
+            for part, image, grid in zip(every.split(counts), tiles, grids, strict=True):
+                key = _digest(image) if pruner.seeded else 0
+                chosen.append(pruner.select(replace(part, key=key, tile_grid=grid)))
+            return chosen
+        finally:
+            # Last, so that a GPU is waited for once: where the method learns how much it kept.
+            # It names the image also where NaN made the method itself fail.
+            _check_finite(hidden, counts)
 
     def _project(self, tokens: Tensor) -> Tensor:
         projector = self.get_model().mm_projector
@@ -311,7 +315,7 @@ def _encode(
 
 
 def _check_finite(hidden: Tensor, tiles: list[int]) -> None:
-    """Raise a ValueError naming the image; one look for all, since on a GPU every look waits."""
+    """Raise a ValueError naming the image unless the tower gave numbers for all."""
     sound = torch.isfinite(hidden).flatten(1).all(1).tolist()
     image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
     if not all(sound):

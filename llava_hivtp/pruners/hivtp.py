@@ -44,11 +44,14 @@ class HIVTP(Pruner):
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Algorithm 2 on every tile; survivors in raster order."""
         most = self.budget(1, features.n_patches)
-        scores = finite(received_attention(features, self.layers))
+        scores = received_attention(features, self.layers)
         stages = self.stages(scores)
-        if not self.fill:
-            return keep_mask(features, stages > 0)
-        return keep_indices(features, best(scores.masked_fill(stages > 0, torch.inf), most))
+        if self.fill:
+            kept = keep_indices(features, best(scores.masked_fill(stages > 0, torch.inf), most))
+        else:
+            kept = keep_mask(features, stages > 0)
+        finite(scores)  # last: on a GPU a look waits for all that was asked before
+        return kept
 
     def stages(self, scores: Tensor) -> Tensor:
         """Stage that keeps each patch of (T, N) scores: 1 global, 2 local, 0 none.
