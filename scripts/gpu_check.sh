@@ -26,7 +26,8 @@ time_of() { # limit, name, rounds, shape, options
 
 step 60 tests "$PYTHON" -m pytest -q tests/library/test_kernels.py tests/library/test_importance.py
 step 60 graphs-tests "$PYTHON" -m pytest -q tests/test_efficiency.py -k graphs
-step 60 tap "$PYTHON" -m eval tap --rounds "${ROUNDS:-20}" --out "$OUT/tap"
+step 60 tap "$PYTHON" -m eval tap --encoder "$V15" --rounds "${ROUNDS:-20}" \
+    --out "$OUT/tap"
 T1=(--table configs/table1.yaml) T2=(--table configs/table2.yaml --layout unpad,mosaic)
 time_of 140 v15 9 "$V15" "${T1[@]}" --rows "${ROWS:-paper}" --new-tokens 2,4,10,16
 time_of 110 next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,16 \
