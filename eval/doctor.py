@@ -21,7 +21,7 @@ OPTIONAL = {
     "triton": "a faster score on GPUs; comes with torch for CUDA",
     "flash_attn": "attn_implementation=flash_attention_2: pip install flash-attn",
     "bitsandbytes": "quantization=8bit or 4bit: pip install bitsandbytes",
-    "deepspeed": "python -m eval run --zero3: DS_BUILD_OPS=0 pip install deepspeed==0.19.8",
+    "deepspeed": "python -m eval run --zero3: pip install -r third_party/requirements-zero3.txt",
     "gradio": "python -m eval explore: pip install gradio",
 }
 

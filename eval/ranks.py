@@ -57,15 +57,13 @@ class Rank:
 @contextmanager
 def own_rank(zero3: bool = False) -> Iterator[Rank]:
     """The rank of this process, hidden from lmms-eval, which would split every unit."""
-    team = _join() if zero3 else None
+    team = None
+    if zero3:
+        from llava_hivtp.zero3 import join
+
+        team = join()
     hidden = {key: os.environ.pop(key) for key in ("RANK", "WORLD_SIZE") if key in os.environ}
     try:
         yield Rank(int(hidden.get("RANK", 0)), int(hidden.get("WORLD_SIZE", 1)), team)
     finally:
         os.environ.update(hidden)
-
-
-def _join() -> Team:
-    from llava_hivtp.zero3 import join
-
-    return join()

@@ -317,8 +317,8 @@ def _encode(
 def _check_finite(hidden: Tensor, tiles: list[int]) -> None:
     """Raise a ValueError naming the image unless the tower gave numbers for all."""
     sound = torch.isfinite(hidden).flatten(1).all(1).tolist()
-    image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
     if not all(sound):
+        image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
         raise ValueError(
             f"image {image_of[sound.index(False)]} gives NaN or infinity in the vision tower; "
             "check its pixels, and the checkpoint's dtype"
