@@ -48,26 +48,34 @@ def merge_anyres(
             crops nor breaks rows (layout `mosaic`, the printed counts of the paper's Table 2).
     """
     columns, rows = tile_grid
-    index = torch.arange(len(kept), device=tokens.device)
-    tile, patch = kept.tile.to(tokens.device), kept.patch.to(tokens.device)
-    placed = (tile > 0) & (patch >= 0)
-    mosaic = index.new_full((rows * columns, n * n), -1)
-    mosaic[tile[placed] - 1, patch[placed]] = index[placed]
-    mosaic = mosaic.view(rows, columns, n, n).transpose(1, 2).reshape(rows * n, columns * n)
+    high, wide = rows * n, columns * n
+    if newline is not None:  # LLaVA's own rounding, on a picture without channels
+        high, wide = unpad_image(torch.empty(0, high, wide), image_size).shape[1:]
+    top, left = (rows * n - high) // 2, (columns * n - wide) // 2
+    patch = kept.patch
+    tile = kept.tile.to(patch.device, non_blocking=True)
+    y = (tile - 1) // columns * n + patch // n - top
+    x = (tile - 1) % columns * n + patch % n - left
+    placed, inside = patch >= 0, (y >= 0) & (y < high) & (x >= 0) & (x < wide)
+    # What is read later has a higher key: the base tile, the rows, the loose ones, the cropped.
+    loose, cropped = 1 + high * (wide + 1), 2 + high * (wide + 1)
+    key = torch.where(inside, 1 + y * (wide + 1) + x, cropped)
+    key = torch.where(tile == 0, 0, torch.where(placed, key, loose))
+    patches, newlines = len(kept), 0
     if newline is not None:
-        mosaic = unpad_image(mosaic[None], image_size)[0]  # LLaVA's own rounding
-    total = n * n + mosaic.numel()
-    if newline is not None:
+        row = torch.where((tile > 0) & placed & inside, y, high)
         # Without a column left, LLaVA still breaks every row: pruning nothing stays identical.
-        breaks = (mosaic >= 0).any(1) if mosaic.shape[1] else mosaic.new_ones(len(mosaic)).bool()
-        breaks = torch.where(breaks, len(kept), -1)  # row len(kept) of the table is the newline
-        mosaic = torch.cat([mosaic, breaks[:, None]], 1)
+        breaks = row.new_zeros(high + 1).index_fill(0, row, 1)[:high]
+        breaks = breaks if wide else torch.ones_like(breaks)
+        ends = (1 + torch.arange(high, device=row.device)) * (wide + 1)
+        ends = torch.where(breaks > 0, ends, cropped)
+        # What is cropped and which rows are left empty must be known on the host.
+        patches, newlines = torch.stack([(key < cropped).sum(), breaks.sum()]).tolist()
+        key = torch.cat([key, ends])
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
-    order = mosaic.flatten()
-    loose = index[(tile > 0) & (patch < 0)]
-    order = torch.cat([index[tile == 0], order[order >= 0], loose])
-    newlines = int((order == len(kept)).sum())
-    return PackedImage(tokens[order], kept, len(order) - newlines, newlines, total)
+    order = key.argsort(stable=True)[: patches + newlines].clamp(max=len(kept))
+    tokens = tokens[order.to(tokens.device, non_blocking=True)]
+    return PackedImage(tokens, kept, patches, newlines, n * n + high * wide)
 
 
 def merge_single(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +79,12 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         """
         if isinstance(images, _Sequences):
             return images
+        sequences, check = self._prune(images, image_sizes)
+        check()
+        return sequences
+
+    def _prune(self, images: Any, image_sizes: Any) -> tuple[list[Tensor], Callable[[], None]]:
+        """`encode_images` without waiting for its check for NaN, which comes along."""
         if isinstance(images, Tensor) and images.ndim not in (4, 5):
             raise ValueError(f"images of shape {tuple(images.shape)}; 4 or 5 dimensions are needed")
         tiled = not isinstance(images, Tensor) or images.ndim == 5
@@ -86,7 +92,7 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         if not tiles:
             raise ValueError("there is no image; pass images=None for a prompt without one")
         grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
-        chosen = self._choose(tiles, grids)
+        chosen, check = self._choose(tiles, grids)
         projected = self._project(torch.cat([kept.tokens for kept in chosen]))
         projected = projected.split([len(kept) for kept in chosen])
         sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
@@ -94,7 +100,7 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             self._pack(*image, tiled)
             for image in zip(projected, chosen, tiles, grids, sizes, strict=True)
         ]
-        return _Sequences(image.tokens for image in self.kept)
+        return _Sequences(image.tokens for image in self.kept), check
 
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> tuple:
         """LLaVA's own splice of text and images, fed with the survivors."""
@@ -110,34 +116,43 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             raise ValueError(
                 f"modalities {given['modalities']}: only images can be pruned, no video"
             )
-        sequences = self.encode_images(given["images"], given["image_sizes"])
-        given["images"] = _one_per_slot(sequences, given["input_ids"])
+        # Read before the GPU has anything to do that this would wait for.
+        marks = (given["input_ids"] == IMAGE_TOKEN_INDEX).sum(1).tolist()
+        sequences, check = self._prune(given["images"], given["image_sizes"])
+        given["images"] = _one_per_slot(sequences, marks)
         if given["attention_mask"] is None and len(given["input_ids"]) > 1:
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
-        if given["labels"] is not None:  # training pads on the right, as the checkpoint says
-            return splice(*call.args, **call.kwargs)
-        with _left_padding(self.config):
-            return splice(*call.args, **call.kwargs)
+        # Training pads on the right, as the checkpoint says.
+        padding = _left_padding(self.config) if given["labels"] is None else nullcontext()
+        with padding:
+            spliced = splice(*call.args, **call.kwargs)
+        check()  # the splice itself reads the prompt from the GPU: by now nothing waits
+        return spliced
 
-    def _choose(self, tiles: list[Tensor], grids: list[tuple[int, int]]) -> list[KeptTokens]:
-        """Run the tower once over all tiles of all images; what the method keeps of each."""
+    def _choose(
+        self, tiles: list[Tensor], grids: list[tuple[int, int]]
+    ) -> tuple[list[KeptTokens], Callable[[], None]]:
+        """Run the tower once over all tiles of all images; what the method keeps of each.
+
+        And a call that raises a ValueError naming the image if the tower did not give numbers.
+        """
         tower, pruner = self.get_vision_tower(), self._pruner
         counts = [len(image) for image in tiles]
         hidden, tap = _encode(tower, torch.cat(tiles), _check_tower(tower), pruner.layers)
+        check = _start_check(hidden, counts)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
         try:
             if vars(type(pruner)).get("by_tile"):  # a subclass may choose otherwise, it says so
-                return pruner.select(every).split(counts)
+                return pruner.select(every).split(counts), check
             chosen = []
             for part, image, grid in zip(every.split(counts), tiles, grids, strict=True):
                 key = _digest(image) if pruner.seeded else 0
                 chosen.append(pruner.select(replace(part, key=key, tile_grid=grid)))
-            return chosen
-        finally:
-            # Last, so that a GPU is waited for once: where the method learns how much it kept.
-            # It names the image also where NaN made the method itself fail.
-            _check_finite(hidden, counts)
+            return chosen, check
+        except Exception:
+            check()  # NaN may have made the method fail: then name the image
+            raise
 
     def _project(self, tokens: Tensor) -> Tensor:
         projector = self.get_model().mm_projector
@@ -267,12 +282,11 @@ def _fitting(pruner: Pruner | str, tower_config: Any) -> Pruner:
     return pruner
 
 
-def _one_per_slot(sequences: list[Tensor], input_ids: Tensor) -> list[Tensor]:
+def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:
     """Image sequences as LLaVA's splice takes them: a row without an image takes one, too.
 
     Such a row may come with an image of its own, as LLaVA's training does it, or without.
     """
-    marks = (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist()
     if len(sequences) == sum(max(count, 1) for count in marks):
         return sequences
     if len(sequences) != sum(marks):
@@ -314,15 +328,28 @@ def _encode(
     return hidden.to(pixels.dtype), tap
 
 
-def _check_finite(hidden: Tensor, tiles: list[int]) -> None:
-    """Raise a ValueError naming the image unless the tower gave numbers for all."""
-    sound = torch.isfinite(hidden).flatten(1).all(1).tolist()
-    if not all(sound):
-        image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
-        raise ValueError(
-            f"image {image_of[sound.index(False)]} gives NaN or infinity in the vision tower; "
-            "check its pixels, and the checkpoint's dtype"
-        )
+def _start_check(hidden: Tensor, tiles: list[int]) -> Callable[[], None]:
+    """A call that raises a ValueError naming the image unless the tower gave numbers for all.
+
+    From a GPU the answer is under way to the host when this returns; the call waits only if it
+    has not arrived.
+    """
+    sound, arrived = torch.isfinite(hidden).flatten(1).all(1), None
+    if sound.is_cuda:
+        sound = sound.to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(hidden.device).record_event()
+
+    def check() -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        if False in (each := sound.tolist()):
+            image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
+            raise ValueError(
+                f"image {image_of[each.index(False)]} gives NaN or infinity in the vision tower; "
+                "check its pixels, and the checkpoint's dtype"
+            )
+
+    return check
 
 
 def _digest(tiles: Tensor) -> int:

@@ -60,7 +60,11 @@ class VisionFeatures:
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """P survivors of one image, row-aligned, in reading order."""
+    """P survivors of one image, row-aligned, in reading order.
+
+    `tile` and `patch` may be on the host where the method had to look at them there: whoever needs
+    them on the host, too, then waits for no device.
+    """
 
     tokens: Tensor  # (P, D)
     tile: Tensor  # (P,) in [0, T)
@@ -73,8 +77,8 @@ class KeptTokens:
         """Cut survivors that follow tile by tile into images of so many tiles each."""
         if len(tiles) == 1:
             return [self]
-        ends = torch.tensor(tiles).cumsum(0).to(self.tile.device, non_blocking=True)
-        ends = torch.searchsorted(self.tile, ends).tolist()  # on a GPU this waits, once
+        ends = torch.tensor(tiles).cumsum(0).to(self.tile.device)
+        ends = torch.searchsorted(self.tile, ends).tolist()
         counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         first, images = 0, []
         fields = (self.tokens.split(counts), self.tile.split(counts), self.patch.split(counts))

@@ -35,7 +35,8 @@ class Pruner:
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Choose the tokens of one image that reach the language model."""
-        return keep_mask(features, features.tokens.new_ones(features.tokens.shape[:2], dtype=bool))
+        every = torch.arange(features.n_patches, device=features.tokens.device)
+        return keep_indices(features, every.expand(features.n_tiles, -1))
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """Most tokens `select` returns for one image of n_tiles tiles of n_patches patches."""
@@ -122,11 +123,17 @@ def finite(scores: Tensor) -> Tensor:
 def keep_indices(features: VisionFeatures, patch: Tensor) -> KeptTokens:
     """Tokens at (T, K) patch indices: equally many per tile, so nothing waits for the device."""
     tiles, count = patch.shape
-    tile = torch.arange(tiles, device=patch.device).repeat_interleave(count)
-    return KeptTokens(features.tokens[tile, patch.flatten()], tile, patch.flatten())
+    tokens = features.tokens[torch.arange(tiles, device=patch.device)[:, None], patch]
+    return KeptTokens(
+        tokens.flatten(0, 1), torch.arange(tiles).repeat_interleave(count), patch.flatten()
+    )
 
 
 def keep_mask(features: VisionFeatures, mask: Tensor) -> KeptTokens:
-    """Tokens where a (T, N) mask holds, tile by tile in raster order."""
-    tile, patch = mask.nonzero(as_tuple=True)
-    return KeptTokens(features.tokens[tile, patch], tile, patch)
+    """Tokens where a (T, N) mask holds, tile by tile in raster order.
+
+    How many they are must be known on the host: a mask on a GPU is brought there, once.
+    """
+    place = mask.cpu().nonzero().T.contiguous()
+    tile, patch = place.to(features.tokens.device, non_blocking=True)
+    return KeptTokens(features.tokens[tile, patch], *place)

@@ -42,16 +42,18 @@ class HIVTP(Pruner):
             raise ValueError(f"k must be a percentage in (0, 100], got {self.k}")
 
     def select(self, features: VisionFeatures) -> KeptTokens:
-        """Algorithm 2 on every tile; survivors in raster order."""
+        """Algorithm 2 on every tile; survivors in raster order.
+
+        A GPU is waited for once, and not at all with `fill`: then NaN is left for others to find.
+        """
         most = self.budget(1, features.n_patches)
         scores = received_attention(features, self.layers)
         stages = self.stages(scores)
         if self.fill:
-            kept = keep_indices(features, best(scores.masked_fill(stages > 0, torch.inf), most))
-        else:
-            kept = keep_mask(features, stages > 0)
-        finite(scores)  # last: on a GPU a look waits for all that was asked before
-        return kept
+            return keep_indices(features, best(scores.masked_fill(stages > 0, torch.inf), most))
+        scores, stages = torch.stack([scores, stages.float()]).cpu()  # the one wait
+        finite(scores)
+        return keep_mask(features, stages > 0)
 
     def stages(self, scores: Tensor) -> Tensor:
         """Stage that keeps each patch of (T, N) scores: 1 global, 2 local, 0 none.
