@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from eval.efficiency import bench, graphs, ideal, measure, report, request, shapes, towers
@@ -51,18 +50,6 @@ def make_inputs(models):
 
 def cases():
     return [Case("stock", None), Case("none", build_pruner("none")), Case("quarter", QUARTER)]
-
-
-class Waits(TorchDispatchMode):
-    """Every wait for the device that PyTorch itself can see."""
-
-    names: tuple = ()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name in ("nonzero", "_local_scalar_dense"):
-            self.names += (name,)
-        return function(*args, **(kwargs or {}))
 
 
 # Clocks and statistics
@@ -208,6 +195,43 @@ def test_graphs_give_equal_tokens(place, kind):
             assert torch.equal(ours, plain.cpu()), case.label
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_graphs_replay_without_host_or_python(monkeypatch, kind):
+    """What a GPU would replay, on a device that repeats recorded work in the same memory."""
+    from pretend import Pretend, moved
+
+    def record(recorded, run):
+        before = [tensor.clone() for tensor in recorded._state]
+        replay = device.record(run)
+        for tensor, value in zip(recorded._state, before, strict=True):
+            tensor.copy_(value)
+        recordings.append(replay)
+        return replay
+
+    recordings, counts = [], []
+    monkeypatch.setattr(graphs.Recorded, "_record", record)
+    model, processor = shapes.random_model(replace(KINDS[kind], layers=3), "cpu", torch.float32)
+    there = moved(model)
+    made, size = graphs.Graphs(there), (56, 56) if kind == "v1.5" else (120, 90)
+    for batch, length in ((1, 20), (2, 33), (1, 20), (1, 19)):
+        for case in (*cases(), Case("ragged", HIVTP(r=2, k=25, c=2))):
+            inputs = request.make_inputs(model, processor, size, batch, length)
+            request.choose(model, case)
+            images = inputs.images if case.pruner else request._as_stock(model, inputs.images)
+            expected = model.generate(
+                inputs.prompt, images=images, image_sizes=inputs.image_sizes, max_new_tokens=5
+            )
+            request.choose(there, case)
+            with torch.no_grad(), Pretend() as device:
+                images = inputs.images if case.pruner else request._as_stock(there, images)
+                prompt = inputs.prompt.to(there.device)
+                stopwatch = request.Stopwatch(measure.Clock(there.device))
+                found = made.generate(prompt, images, inputs.image_sizes, 5, stopwatch)
+            assert torch.equal(found, expected), case.label
+        counts.append(len(recordings))
+    assert counts[0] < counts[1] == counts[2]
+
+
 def test_graphs_pad_rows_of_different_lengths(models, make_inputs):
     class Ragged(Pruner):
         seeded = True
@@ -252,30 +276,6 @@ def test_graphs_do_without_what_they_cannot_mask():
     model, _ = shapes.random_model(SMALL, "cpu", torch.float32, "eager")
     with pytest.raises(ValueError, match="--attention sdpa"):
         graphs.Graphs(model)
-
-
-def test_a_batch_waits_no_more_often_than_one_image(models, make_inputs):
-    """Only waits that PyTorch dispatches; `tolist` on a CPU is none of them."""
-    model, _ = models["v1.5"]
-    request.choose(model, Case("ragged", HIVTP(r=2, k=25, c=2)))
-    counts = []
-    for batch in (1, 4):
-        with Waits() as seen:
-            model.encode_images(make_inputs("v1.5", batch).images)
-        counts.append(len(seen.names))
-    assert counts[0] == counts[1] > 0
-
-
-def test_fixed_counts_leave_no_wait_to_the_selection(models, make_inputs):
-    model, _ = models["v1.5"]
-    waits = {}
-    for fill in (False, True):
-        request.choose(model, Case("quarter", HIVTP(r=2, k=25, c=2, fill=fill)))
-        with Waits() as seen:
-            model.encode_images(make_inputs("v1.5").images)
-        waits[fill] = seen.names
-    assert "nonzero" in waits[False]
-    assert "nonzero" not in waits[True]
 
 
 # Closed forms

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from ask import prompt_ids
-from pretend import DEVICE, Pretend
+from pretend import DEVICE, Pretend, moved
 
 from llava_hivtp import PRUNERS, attach, build_pruner, detach, load
 from llava_hivtp.images import prepare_images
@@ -28,12 +26,7 @@ def llavas(checkpoints):
             here = load(checkpoints(kind), device_map="cpu")[:3]
             tower = here[0].get_vision_tower().vision_tower
             tower.config._attn_implementation = "eager"  # written out: the same sums everywhere
-            before = torch.__future__.get_overwrite_module_params_on_conversion()
-            torch.__future__.set_overwrite_module_params_on_conversion(True)
-            with Pretend():
-                there = copy.deepcopy(here[0]).to(DEVICE), *here[1:]
-            torch.__future__.set_overwrite_module_params_on_conversion(before)
-            made[kind] = here, there
+            made[kind] = here, (moved(here[0]), *here[1:])
         return made[kind]
 
     return get

@@ -1,16 +1,19 @@
 """A second device made of CPU memory, to see on any machine what code asks of a GPU.
 
-It computes what the CPU computes, to the bit. Tensors of both devices do not mix, and every time
-the host would wait for a GPU, or hand it something, is counted.
+It computes what the CPU computes. Tensors of both devices do not mix, every time the host would
+wait for a GPU or hand it something is counted, and work can be recorded as in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -72,6 +75,18 @@ class _There(torch.Tensor):
         raise RuntimeError(f"{operation} outside of `with Pretend()`")
 
 
+def moved(model: nn.Module) -> nn.Module:
+    """A copy of the model on the device."""
+    conversion = torch.__future__
+    before = conversion.get_overwrite_module_params_on_conversion()
+    conversion.set_overwrite_module_params_on_conversion(True)
+    try:
+        with Pretend():
+            return copy.deepcopy(model).to(DEVICE)
+    finally:
+        conversion.set_overwrite_module_params_on_conversion(before)
+
+
 class _Literals(TorchFunctionMode):
     """Python numbers become a tensor of the CPU, which then moves: what PyTorch does inside."""
 
@@ -95,6 +110,7 @@ class Pretend(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.events: Counter[str] = Counter()
+        self._tape: list[tuple] | None = None  # while something is recorded
         self._literals = _Literals()
 
     def __enter__(self) -> Pretend:
@@ -105,11 +121,31 @@ class Pretend(TorchDispatchMode):
         super().__exit__(*exception)
         self._literals.__exit__(*exception)
 
+    def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Run once; the call that comes back repeats the work in the same memory, and no Python.
+
+        That is what a CUDA graph does, and like one it takes no work that touches the host.
+        """
+        before, self._tape = self.events.copy(), []
+        output = run()
+        tape, self._tape = self._tape, None
+        if self.events != before:
+            raise RuntimeError(f"the host takes part in what is recorded: {self.events - before}")
+
+        def replay() -> Any:
+            for operation, args, kwargs, outputs in tape:
+                for old, new in zip(outputs, _tensors(operation(*args, **kwargs)), strict=True):
+                    if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                        old.copy_(new)
+            return output
+
+        return replay
+
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        given = _tensors((args, kwargs))
         there = any(isinstance(x, _There) for x in given)
         if there and (operation in NUMBERS | SIZES or self._by_mask(operation, args)):
             self.events["wait"] += 1
@@ -130,6 +166,8 @@ class Pretend(TorchDispatchMode):
         out = operation(*mine[0], **mine[1])
         if not there:
             return out
+        if self._tape is not None:
+            self._tape.append((operation, *mine, _tensors(out)))
         out = tree_map(lambda x: _There(x) if isinstance(x, torch.Tensor) else x, out)
         return return_and_correct_aliasing(operation, args, kwargs, out)
 
@@ -142,3 +180,7 @@ class Pretend(TorchDispatchMode):
             self.events["take" if non_blocking else "wait"] += 1
         elif is_there and not was_there:
             self.events["give"] += 1
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
