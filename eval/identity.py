@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from llava_hivtp.pruners import Pruner
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = 4 * 2**20  # bytes up to which a file is read whole
@@ -61,13 +57,11 @@ def checkpoint_digest(model: str) -> str:
     return digest_files(folder, [file for file in files if file.is_file()])
 
 
-def source_digest(pruner: Pruner) -> str:
-    """Digest of the library's source files and of the pruner's own, of no other method's."""
-    return sources_digest(Path(inspect.getfile(type(pruner))).resolve())
-
-
 def sources_digest(own: Path) -> str:
-    """The same by the file of the pruner: 16 digits for what all methods share, 16 for it."""
+    """Digest of the library's source files, 16 digits, and of a method's own file, 16 more.
+
+    Files of other methods do not count.
+    """
     library = ROOT / "llava_hivtp"
     others = set((library / "pruners").glob("*.py")) - {library / "pruners" / "base.py"}
     shared = digest_files(library, set(library.rglob("*.py")) - others)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import data, store
-from eval.identity import checkpoint_digest, source_digest
+from eval.identity import checkpoint_folder
 from eval.progress import duration
 from eval.ranks import own_rank
 from eval.rows import Table, Unit
+from eval.stale import Present
 
 if TYPE_CHECKING:
     from eval.worker import Worker
@@ -45,14 +46,15 @@ class Job:
     timing_n: int = 0  # requests to time per unit; 0: no timing pass
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
     started: float = field(default_factory=time.time)
-    checkpoint: str = ""  # digest of the model's, once the job runs
     failures: dict[Path, str] = field(default_factory=dict)  # this process's, disk full or not
+    present: Present = field(init=False)  # once the job runs
 
     def run(self) -> int:
         """Do what is left of the units; returns how many of them failed."""
         if not self.units:
             return 0
-        self.checkpoint = checkpoint_digest(self.table.model)
+        checkpoint_folder(self.table.model)  # says so if there is none
+        self.present = Present(self.table.model)
         left = [unit for unit in self.units if self._left(unit)]
         logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
         if left:
@@ -79,18 +81,14 @@ class Job:
         return self._unscored(unit) or self._untimed(unit)
 
     def _unscored(self, unit: Unit) -> bool:
-        return not self._valid(unit, store.read_result(unit.path))
+        return not self._holds(unit, store.read_result(unit.path))
 
     def _untimed(self, unit: Unit) -> bool:
-        return bool(self.timing_n) and not self._valid(unit, store.read_timing(unit.path))
+        return bool(self.timing_n) and not self._holds(unit, store.read_timing(unit.path))
 
-    def _valid(self, unit: Unit, record: dict[str, Any] | None) -> bool:
-        """Whether a record was made by this checkpoint and by the source files as they are."""
-        return (
-            record is not None
-            and record["protocol"].get("checkpoint digest") == self.checkpoint
-            and record.get("source") == source_digest(unit.row.build())
-        )
+    def _holds(self, unit: Unit, record: dict[str, Any] | None) -> bool:
+        """Whether there is a record, of the checkpoint and the source files as they are."""
+        return record is not None and not self.present.change(unit.row, record)
 
     def _failed(self, unit: Unit) -> bool:
         """Whether a unit failed since this job began, here or in another process."""
@@ -107,7 +105,7 @@ class Job:
         """Refuse to add to results that no table could show beside the new ones."""
         for unit in self.units:
             found = store.read_result(unit.path)
-            if not self._valid(unit, found):
+            if not self._holds(unit, found):
                 continue
             now = worker.accuracy_protocol(unit.task)
             then = found["protocol"] | {"data": found["protocol"]["task"].get("data")}

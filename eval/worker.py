@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import data, official, store, timing
-from eval.identity import checkpoint_digest, provenance, source_digest, text_digest
+from eval.identity import checkpoint_digest, provenance, text_digest
 from eval.journal import Journal
 from eval.progress import Progress
 from eval.rows import BENCHMARKS, Unit
+from eval.stale import source_of
 
 if TYPE_CHECKING:
     from llava_hivtp.lmms import LlavaHIVTP
@@ -94,7 +95,7 @@ class Worker:
             "timed at batch size": 1,
             "clock": timing.CLOCK,
         }
-        times |= {"provenance": provenance(), "source": source_digest(self.lm.model.pruner)}
+        times |= {"provenance": provenance(), "source": source_of(unit.row.pruner)}
         store.write_json_atomic(store.beside(unit.path, "timing.json"), times)
         return times
 
@@ -120,7 +121,7 @@ class Worker:
 
     def _identity(self, unit: Unit, protocol: dict[str, Any]) -> str:
         """All that shapes the unit's answers and is equal between its requests."""
-        source = source_digest(self.lm.model.pruner)
+        source = source_of(unit.row.pruner)
         return text_digest(repr((protocol, unit.row.pruner, unit.row.arguments, source)))
 
     def _result(
@@ -148,7 +149,7 @@ class Worker:
             "tokens": {name: sum(s[name] for s in samples) / len(samples) for name in TOKENS},
             "protocol": protocol,
             "provenance": provenance(),
-            "source": source_digest(self.lm.model.pruner),
+            "source": source_of(unit.row.pruner),
         }
 
 

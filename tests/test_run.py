@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
+import external_pruner
 import pytest
 from typer.testing import CliRunner
 
@@ -315,23 +316,21 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path, caplog, cut):
 
 
 def test_digests_change_with_what_they_stand_for(tmp_path, monkeypatch):
-    from llava_hivtp import build_pruner
-
     library = tmp_path / "llava_hivtp"
     shutil.copytree(Path(identity.ROOT) / "llava_hivtp", library)
     monkeypatch.setattr(identity, "ROOT", tmp_path)
-    own = build_pruner("external_pruner:" + _external())
-    before = identity.source_digest(own)
+    own = Path(external_pruner.__file__)
+    before = identity.sources_digest(own)
     (library / "README.md").write_text("words")
-    assert identity.source_digest(own) == before
+    assert identity.sources_digest(own) == before
     edit(library / "pruners" / "hivtp.py")
-    assert identity.source_digest(own) == before  # another method's file
+    assert identity.sources_digest(own) == before  # another method's file
     edit(library / "vision.py")
-    assert identity.source_digest(own) != before
-    monkeypatch.setattr(identity.inspect, "getfile", lambda _: library / "pruners" / "hivtp.py")
-    before = identity.source_digest(own)
-    edit(library / "pruners" / "hivtp.py")
-    assert identity.source_digest(own) != before
+    assert identity.sources_digest(own) != before
+    own = library / "pruners" / "hivtp.py"
+    before = identity.sources_digest(own)
+    edit(own)
+    assert identity.sources_digest(own) != before
 
     large = tmp_path / "model.safetensors"
     large.write_bytes(bytes(identity.WHOLE + 1))
@@ -346,7 +345,7 @@ def edit(path):
     path.write_text(path.read_text() + "\n# edited\n")
 
 
-@pytest.mark.parametrize("name", ["source_digest", "checkpoint_digest"])
+@pytest.mark.parametrize("name", ["sources_digest", "checkpoint_digest"])
 def test_another_source_or_checkpoint_voids_what_was_done(table, job, monkeypatch, name):
     class Loaded(BaseException):
         pass
@@ -358,21 +357,9 @@ def test_another_source_or_checkpoint_voids_what_was_done(table, job, monkeypatc
     assert job(config, timing_n=1).run() == 0
     monkeypatch.setattr("eval.job.Job._load", load)
     assert job(config, timing_n=1).run() == 0  # nothing is left to do
-    monkeypatch.setattr(f"eval.job.{name}", lambda _: "another")
+    monkeypatch.setattr(f"eval.stale.{name}", lambda _: "another")
     with pytest.raises(Loaded):
         job(config, timing_n=1).run()
-
-
-def _external():
-    import external_pruner
-
-    from llava_hivtp.pruners import Pruner
-
-    found = vars(external_pruner).values()
-    return next(
-        c.__name__ for c in found
-        if isinstance(c, type) and issubclass(c, Pruner) and c.__module__ == "external_pruner"
-    )  # fmt: skip
 
 
 class Slow:

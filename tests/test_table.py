@@ -411,7 +411,7 @@ def test_the_unpruned_row_is_no_baseline_once_it_is_stale(small, tmp_path, monke
     assert not after.paired
 
 
-def test_a_method_s_file_is_found_without_importing_it(monkeypatch):
+def test_a_method_s_file_is_found_without_importing_it(monkeypatch, tmp_path):
     import inspect
 
     import external_pruner
@@ -421,6 +421,13 @@ def test_a_method_s_file_is_found_without_importing_it(monkeypatch):
     for name, cls in PRUNERS.items():
         assert method_file(name) == Path(inspect.getfile(cls)), name
     assert method_file("external_pruner:Any") == Path(external_pruner.__file__)
+    for name, lines in {"outer": "from .inner import Mine", "outer.inner": "Mine = 0"}.items():
+        file = tmp_path / name.replace(".", "/") / "__init__.py"
+        file.parent.mkdir()
+        file.write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert method_file("outer:Mine") == method_file("outer.inner:Mine") == file.resolve()
+    assert method_file("outer:Other") == tmp_path / "outer" / "__init__.py"
     assert method_file("nowhere.to_be:Found") is None
     assert method_file("nothing") is None
 
