@@ -13,14 +13,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from llava_hivtp.zero3 import Team
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,10 @@ class Rank:
             return
         from torch import distributed
 
+        from llava_hivtp.zero3 import PATIENCE
+
         distributed.init_process_group(
-            "gloo", rank=self.index, world_size=self.count, timeout=_PATIENCE
+            "gloo", rank=self.index, world_size=self.count, timeout=PATIENCE
         )
         distributed.barrier()
         distributed.destroy_process_group()

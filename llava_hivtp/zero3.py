@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=30)  # a launcher ends those who wait for a process that died
+PATIENCE = timedelta(days=30)  # a launcher ends those who wait for a process that died
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def join() -> Team:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     with _nothing_compiled():
-        deepspeed.init_distributed(timeout=_PATIENCE, verbose=False)
+        deepspeed.init_distributed(timeout=PATIENCE, verbose=False)
     return Team(distributed.get_rank(), distributed.get_world_size())
 
 

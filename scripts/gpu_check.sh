@@ -19,22 +19,25 @@ step() { # seconds, name, command: cut off where these seconds or all are over
     echo "$name: exit $code after $SECONDS s"
     [ "$code" -eq 0 ] || FAILED=1
 }
-time_of() { # limit, name, rounds, shape, options
+time_of() { # limit, name, rounds (fewer where time is short), shape, options
     step "$1" "$2" "$PYTHON" -m eval efficiency --out "$OUT/$2" --rounds "${ROUNDS:-$3}" \
-        --random-weights "${@:4}"
+        --seconds $(($1 * END / 530 * 7 / 10)) --random-weights "${@:4}"
 }
 
-step 60 tests "$PYTHON" -m pytest -q tests/library/test_kernels.py tests/library/test_importance.py
-step 60 graphs-tests "$PYTHON" -m pytest -q tests/test_efficiency.py -k graphs
-step 60 tap "$PYTHON" -m eval tap --encoder "$V15" --rounds "${ROUNDS:-20}" \
-    --out "$OUT/tap"
+step 40 tests "$PYTHON" -m pytest -q tests/library/test_kernels.py tests/library/test_importance.py
+step 30 graphs-tests "$PYTHON" -m pytest -q tests/test_efficiency.py -k graphs
+step 40 tap "$PYTHON" -m eval tap --encoder "$V15" --rounds "${ROUNDS:-20}" --out "$OUT/tap"
 T1=(--table configs/table1.yaml) T2=(--table configs/table2.yaml --layout unpad,mosaic)
-time_of 140 v15 9 "$V15" "${T1[@]}" --rows "${ROWS:-paper}" --new-tokens 2,4,10,16
-time_of 110 next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,16 \
+time_of 110 v15 9 "$V15" "${T1[@]}" --rows "${ROWS:-paper}" --new-tokens 2,4,10,16
+time_of 90 next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,16 \
     --size 672x672 --size 640x480
-time_of 60 long 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,4,10,16,64,128
-time_of 60 batch 3 "$V15" "${T1[@]}" --rows hivtp-25 --new-tokens 2,32 --batch 16 --largest-batch
-time_of 60 graphs 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,64 --graphs
-time_of 60 graphs-next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,10,64 \
+time_of 50 long 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,4,10,16,64,128
+time_of 90 batch 3 "$V15" "${T1[@]}" --rows hivtp-25 --new-tokens 2,32 --batch 16 --largest-batch
+time_of 45 graphs 5 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-*}" --new-tokens 2,4,10,64 --graphs
+time_of 35 graphs-next 5 "$NEXT" "${T2[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,10,64 \
     --size 672x672 --graphs
+if "$PYTHON" -c "import flash_attn" 2>/dev/null; then
+    time_of 60 flash 3 "$V15" "${T1[@]}" --rows "${ROWS:-hivtp-25}" --new-tokens 2,10 \
+        --attention flash_attention_2
+fi
 exit $FAILED

@@ -63,6 +63,11 @@ def test_runs_take_turns_and_the_warm_up_is_thrown_away():
     assert results == {"A": [4, 7], "B": [5, 8], "C": [6, 9]}
 
 
+def test_no_round_begins_after_its_time_but_one_is_done():
+    results = measure.interleave({"A": int, "B": int}, rounds=9, warmup=1, until=0)
+    assert results == {"A": [0], "B": [0]}
+
+
 def test_quartiles_enclose_the_median():
     spread = Spread.of([5, 1, 4, 2, 3])
     assert (spread.low, spread.median, spread.high, spread.count) == (2, 3, 4, 5)
@@ -420,7 +425,8 @@ def test_the_command_writes_csv_markdown_and_plot(monkeypatch, tmp_path):
     words = [
         *("efficiency", "--random-weights", "tiny-anyres", "--method", "hivtp:r=2,k=25,c=none"),
         *("--size", "120x90", "--layout", "unpad,mosaic", "--text", "20", "--new-tokens", "1,3"),
-        *("--rounds", "2", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "v1.5")),
+        *("--rounds", "2", "--device", "cpu", "--threads", "1", "--seconds", "60"),
+        *("--out", str(tmp_path / "v1.5")),
     ]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -435,7 +441,9 @@ def test_the_command_writes_csv_markdown_and_plot(monkeypatch, tmp_path):
     ]
     assert all(float(row["ttft_vs_stock"]) > 0 and row["torch"] and row["rounds"] for row in rows)
     assert rows[0]["image_tokens"] == rows[1]["image_tokens"]
-    assert "hivtp:r=2,k=25,c=none, mosaic" in (tmp_path / "v1.5.md").read_text()
+    said = (tmp_path / "v1.5.md").read_text()
+    assert "hivtp:r=2,k=25,c=none, mosaic" in said
+    assert "Preparing the pixels" in said
     assert (tmp_path / "v1.5-120x90-batch1.png").stat().st_size > 1000
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +36,9 @@ def efficiency(
     new_tokens: Annotated[str, typer.Option(help="Answer lengths, by comma.")] = "2,4,10",
     batch: Annotated[str, typer.Option(help="Batch sizes, by comma.")] = "1",
     rounds: Annotated[int, typer.Option(help="Interleaved rounds after a warm-up.")] = 20,
+    seconds: Annotated[
+        float, typer.Option(help="Begin no further round once so many are over; 0: no limit.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="float16 on a GPU, float32 on a CPU.")] = "",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
@@ -63,6 +68,7 @@ def efficiency(
     TTFT runs from prepared pixels in to the first token out, on the host. Preparing pixels takes
     every method the same time; it is printed apart. Every method writes equally many tokens.
     """
+    end = time.monotonic() + (seconds or math.inf)
     lengths = tuple(integers("new-tokens", new_tokens))
     batches = integers("batch", batch)
     if ceilings:
@@ -105,13 +111,14 @@ def efficiency(
         "clock": "process" if cpu_time and made.device.type == "cpu" else "wall",
     }
     files = _Files(out, lengths, found, methods)
-    for each in sizes:
-        for count in batches:
-            results = made.measure(cases, each, count)
-            remarks = [made.preparing(each)]
-            if largest_batch and made.device.type == "cuda" and count == batches[-1]:
-                remarks += [made.rooms([result.case for result in results], each)]
-            typer.echo(files.add(results, remarks))
+    settings = [(each, count) for each in sizes for count in batches]
+    for i, (each, count) in enumerate(settings):
+        now = time.monotonic()
+        results = made.measure(cases, each, count, now + (end - now) / (len(settings) - i))
+        typer.echo(files.add(results))
+        typer.echo(files.remark(made.preparing(each)))
+        if largest_batch and made.device.type == "cuda" and count == batches[-1]:
+            typer.echo(files.remark(made.rooms([result.case for result in results], each)))
     typer.echo(f"written: {files.named('.csv')}, {files.named('.md')}, a plot per setting")
 
 
@@ -129,22 +136,30 @@ class _Files:
         """The stem may hold dots: llava-v1.5-7b."""
         return self.stem.with_name(self.stem.name + ending)
 
-    def add(self, results: Sequence[Result], remarks: Sequence[str]) -> str:
+    def add(self, results: Sequence[Result]) -> str:
         """Write everything so far, so that an interruption loses one setting; returns the news."""
         from eval.efficiency import report
         from eval.efficiency.plot import draw
 
         section = report.markdown(results, self.lengths, self.machine, self.table)
-        section += "".join(f"- {remark}\n" for remark in remarks)
         self._sections.append(section)
         self._rows += report.rows(results, self.lengths, self.machine)
         report.write_csv(self.named(".csv"), self._rows)
-        self.named(".md").write_text("\n".join(self._sections))
+        self._write_text()
         setting, batch = results[0].setting, results[0].request.batch
         wide, high = setting.size
         middle = self.lengths[len(self.lengths) // 2]
         draw(self.named(f"-{wide}x{high}-batch{batch}.png"), results, middle, self.table)
         return section
+
+    def remark(self, said: str) -> str:
+        """A line below the last setting; returns it."""
+        self._sections[-1] += f"- {said}\n"
+        self._write_text()
+        return f"- {said}"
+
+    def _write_text(self) -> None:
+        self.named(".md").write_text("\n".join(self._sections))
 
 
 def _closed_forms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,15 +79,17 @@ class Bench:
         options["graphs"] = Graphs(model) if graphs else None
         return cls(random or path, model, processor, place, kind, **options)
 
-    def measure(self, cases: Sequence[Case], size: tuple[int, int], batch: int) -> list[Result]:
-        """All cases on one image size and batch, in turn, round by round."""
+    def measure(
+        self, cases: Sequence[Case], size: tuple[int, int], batch: int, until: float = math.inf
+    ) -> list[Result]:
+        """All cases on one image size and batch, in turn, until `rounds` or `until`."""
         inputs = make_inputs(self.model, self.processor, size, batch, self.text)
         cases = _that_differ(cases, inputs)
         longest = max(self.new_tokens)
         counted = {case.label: self._count(case, inputs) for case in cases}
         serve = {case.label: partial(self.serve, case, inputs, longest) for case in cases}
         # On a CPU the two counted requests were warm-up enough.
-        found = interleave(serve, self.rounds, warmup=int(self.device.type == "cuda"))
+        found = interleave(serve, self.rounds, int(self.device.type == "cuda"), until)
         setting = Setting(
             self.name,
             shape_of(self.model),

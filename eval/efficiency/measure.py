@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -54,10 +55,16 @@ def interleave(
     runs: Mapping[Key, Callable[[], Result]],
     rounds: int,
     warmup: int = 1,
+    until: float = math.inf,
 ) -> dict[Key, list[Result]]:
-    """Run all of them in turn, A B A B, `rounds` times after `warmup` rounds thrown away."""
+    """Run all of them in turn, A B A B, `rounds` times after `warmup` rounds thrown away.
+
+    After the moment `until` of time.monotonic no further round begins: one is always done.
+    """
     results: dict[Key, list[Result]] = {key: [] for key in runs}
     for number in range(-warmup, rounds):
+        if number > 0 and time.monotonic() > until:
+            break
         for key, run in runs.items():
             result = run()
             if number >= 0:
