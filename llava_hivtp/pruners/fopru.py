@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class FoPru(ScorePruner):
 
     layers: tuple[int, ...] = PaperLayers((23,))
     strategy: str = "rank"  # or "row"
+
+    by_tile: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class HiPrune(ScorePruner):
 
     layers: tuple[int, ...] = PaperLayers((9, 23))  # object layer, deep layer
     alpha: float = 0.1  # share of K meant for anchors and buffers, in [0, 1]
+
+    by_tile: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

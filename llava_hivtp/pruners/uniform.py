@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Uniform(ScorePruner):
     Patches are taken in the order of a Bayer matrix. On an even grid, a quarter is every second
     patch of every second row and a half is a checkerboard; what lies between fills the gaps.
     """
+
+    by_tile: ClassVar[bool] = True
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Minus the place of each patch in the Bayer order, the same in every tile, (T, N)."""
