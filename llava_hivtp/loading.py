@@ -214,8 +214,18 @@ def _tower_path(path: str | Path, tower: str) -> str:
     return str(inside) if inside.is_dir() else tower
 
 
+def pil_processor() -> type:
+    """CLIP's image processor on PIL: with torchvision, transformers 5 takes one of other pixels."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:  # transformers 4 has the PIL one only
+        from transformers import CLIPImageProcessor
+
+        return CLIPImageProcessor
+    return CLIPImageProcessorPil
+
+
 def _image_processor(tower: str) -> Any:
-    """The PIL processor: with torchvision, transformers 5 would take one with other pixels."""
     try:
         kind = PretrainedConfig.get_config_dict(tower)[0].get("model_type")
     except (OSError, ValueError) as error:
@@ -223,11 +233,7 @@ def _image_processor(tower: str) -> Any:
     if kind not in ("clip", "clip_vision_model"):
         raise ValueError(f"the vision tower {tower} is a {kind}; only CLIP towers can be pruned")
     try:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as PIL
-    except ImportError:  # transformers 4 has the PIL one only
-        from transformers import CLIPImageProcessor as PIL
-    try:
-        return PIL.from_pretrained(tower)
+        return pil_processor().from_pretrained(tower)
     except OSError as error:
         raise FileNotFoundError(f"{tower} has no image processor; fetch it again") from error
 

@@ -139,7 +139,7 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         """
         tower, pruner = self.get_vision_tower(), self._pruner
         counts = [len(image) for image in tiles]
-        hidden, tap = _encode(tower, torch.cat(tiles), _check_tower(tower), pruner.layers)
+        hidden, tap = _encode(tower, tiles, _check_tower(tower), pruner.layers)
         check = _start_check(hidden, counts)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
         try:
@@ -319,13 +319,13 @@ def _check_tower(tower: Any) -> int:
 
 @torch.no_grad()
 def _encode(
-    tower: CLIPVisionTower, pixels: Tensor, depth: int, layers: tuple[int, ...]
+    tower: CLIPVisionTower, tiles: list[Tensor], depth: int, layers: tuple[int, ...]
 ) -> tuple[Tensor, AttentionTap]:
-    moved = pixels.to(device=tower.device, dtype=tower.dtype)
-    hidden, tap = encode_tiles(tower.vision_tower, moved, depth, layers)
+    pixels = torch.cat([image.to(device=tower.device, dtype=tower.dtype) for image in tiles])
+    hidden, tap = encode_tiles(tower.vision_tower, pixels, depth, layers)
     for record in (tap.queries, tap.keys):  # a tower may be spread over devices
         record.update({layer: part.to(hidden.device) for layer, part in record.items()})
-    return hidden.to(pixels.dtype), tap
+    return hidden.to(tiles[0].dtype), tap
 
 
 def _start_check(hidden: Tensor, tiles: list[int]) -> Callable[[], None]:

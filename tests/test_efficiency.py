@@ -95,13 +95,15 @@ def test_peak_memory_is_what_was_alive_at_once():
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 33, 100])
-def test_the_largest_batch_is_found_within_an_eighth(most):
-    found = bench.largest(lambda batch: batch <= most)
+@pytest.mark.parametrize("guess", [1, 8, 100, 500])
+def test_the_largest_batch_is_found_within_an_eighth(most, guess):
+    found = bench.largest(lambda batch: batch <= most, guess)
     assert most - max(1, most // 8) < found <= most
 
 
-def test_nothing_fits():
-    assert bench.largest(lambda batch: False) == 0
+@pytest.mark.parametrize("guess", [1, 50])
+def test_nothing_fits(guess):
+    assert bench.largest(lambda batch: False, guess) == 0
 
 
 # Requests

@@ -16,6 +16,11 @@ from eval.rows import LAYOUTS, Table, load_table, select_rows
 if TYPE_CHECKING:
     from eval.efficiency.report import Result
 
+MASKED = (
+    "Under graphs attention is masked: it computes the whole square, not half of it, which costs "
+    "the longer prompt more. A small part of what pruning gains here is that."
+)
+
 
 def efficiency(
     model: Annotated[str, typer.Argument(help="Checkpoint, a folder or a hub id.")] = "",
@@ -117,8 +122,11 @@ def efficiency(
         results = made.measure(cases, each, count, now + (end - now) / (len(settings) - i))
         typer.echo(files.add(results))
         typer.echo(files.remark(made.preparing(each)))
+        if graphs:
+            typer.echo(files.remark(MASKED))
         if largest_batch and made.device.type == "cuda" and count == batches[-1]:
-            typer.echo(files.remark(made.rooms([result.case for result in results], each)))
+            for said in made.rooms(results):
+                typer.echo(files.remark(said))
     typer.echo(f"written: {files.named('.csv')}, {files.named('.md')}, a plot per setting")
 
 

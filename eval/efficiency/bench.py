@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from eval.efficiency.graphs import Graphs
 from eval.efficiency.ideal import Ceilings, Request
-from eval.efficiency.measure import Spread, ceilings, interleave, peak_bytes, timed
+from eval.efficiency.measure import (
+    Spread,
+    ceilings,
+    interleave,
+    peak_bytes,
+    plan_nothing,
+    timed,
+)
 from eval.efficiency.report import Result, Setting
 from eval.efficiency.request import (
     Case,
@@ -64,6 +72,7 @@ class Bench:
         """Load the checkpoint at `path`, or build the published shape `random`."""
         if bool(path) == bool(random):
             raise ValueError("give a checkpoint or --random-weights, one of the two")
+        plan_nothing()
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = getattr(torch, dtype or ("float16" if place.type == "cuda" else "float32"))
         if random:
@@ -121,33 +130,44 @@ class Bench:
         seconds = Spread.of(timed(prepare, self.device, self.cpu_time) for _ in range(5))
         return f"Preparing the pixels of an image takes {1e3 * seconds.median:.1f} ms besides."
 
-    def rooms(self, cases: Sequence[Case], size: tuple[int, int]) -> str:
-        """Most requests at once that fit the GPU, and as ratios to the first case."""
-        most = {case.label: largest(partial(self._fits, case, size)) for case in cases}
-        base = max(1, next(iter(most.values())))
-        said = [f"{label} {count} ({count / base:.2f})" for label, count in most.items()]
-        return f"Largest batch that fits: {', '.join(said)}."
+    def rooms(self, results: Iterable[Result]) -> Iterator[str]:
+        """Most requests at once that fit the GPU, stock LLaVA's first and the ratio to it."""
+        base = 0
+        for result in results:
+            case = result.case
+            if case.name == "none":
+                continue
+            torch.cuda.empty_cache()
+            room = torch.cuda.mem_get_info(self.device)[0]
+            guess = room * result.request.batch // result.peak
+            most = largest(partial(self._fits, case, result.setting.size), max(1, guess))
+            base = base or max(1, most)
+            yield f"Largest batch that fits, {case.label}: {most} ({most / base:.2f} of stock's)."
 
     def _fits(self, case: Case, size: tuple[int, int], batch: int) -> bool:
         try:
             inputs = make_inputs(self.model, self.processor, size, batch, self.text)
             run_request(self.model, case, inputs, 2)
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:  # not only PyTorch's own: libraries allocate, too
+            if not re.search("out of memory|ALLOC_FAILED", str(error)):
+                raise
             return False
         finally:
             torch.cuda.empty_cache()
         return True
 
 
-def largest(fits: Callable[[int], bool], most: int = 4096) -> int:
-    """Largest number that fits, within an eighth of it: doubling, then halving the gap."""
-    low, high = 0, 1
-    while high <= most and fits(high):
-        low, high = high, 2 * high
-    while high - low > max(1, low // 8):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def largest(fits: Callable[[int], bool], guess: int) -> int:
+    """Largest number that fits, within an eighth of it: up or down from a guess."""
+    count = guess
+    if fits(count):
+        while fits(more := count + max(1, count // 8)):
+            count = more
+        return count
+    while count := count - max(1, count // 8):
+        if fits(count):
+            return count
+    return 0
 
 
 def table_cases(rows: Iterable[Row], layouts: Sequence[str]) -> list[Case]:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
@@ -123,12 +124,15 @@ def synchronize(on_gpu: bool = True) -> None:
         torch.cuda.synchronize()
 
 
-def timed(run: Callable[[], Any], device: torch.device, cpu_time: bool = False) -> float:
-    """Seconds one call takes, the device's work included."""
+def timed(
+    run: Callable[[], Any], device: torch.device, cpu_time: bool = False, calls: int = 1
+) -> float:
+    """Seconds one call takes, the device's work included; of several behind one another."""
     clock = Clock(device, cpu_time)
-    run()
+    for _ in range(calls):
+        run()
     synchronize(clock.on_gpu)
-    return clock.host_seconds()
+    return clock.host_seconds() / calls
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
@@ -169,12 +173,14 @@ def ceilings(
     matrix = torch.ones(large // dtype.itemsize // width, width, device=device, dtype=dtype)
     other = torch.empty_like(matrix)
     vector = torch.ones(width, device=device, dtype=dtype)
+    work = {
+        "flops": lambda: a @ b,
+        "read": lambda: matrix @ vector,
+        "copy": lambda: other.copy_(matrix),
+    }
+    calls = 10 if device.type == "cuda" else 1  # a launch takes a part of such a call's time
     seconds = interleave(
-        {
-            "flops": lambda: timed(lambda: a @ b, device, cpu_time),
-            "read": lambda: timed(lambda: matrix @ vector, device, cpu_time),
-            "copy": lambda: timed(lambda: other.copy_(matrix), device, cpu_time),
-        },
+        {name: partial(timed, run, device, cpu_time, calls) for name, run in work.items()},
         rounds,
         warmup=2,
     )
@@ -184,9 +190,22 @@ def ceilings(
     )
 
 
+def plan_nothing() -> None:
+    """Leave cuDNN's attention out: it plans anew for every length it meets.
+
+    PyTorch prefers it on the newest GPUs. Asking one request again and again would hide what the
+    first one at every new length pays.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """What was measured on, and with which versions: columns of every results file."""
     import torch
+
+    from llava_hivtp.importance import kernel_runs_on
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
@@ -196,6 +215,8 @@ def machine(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
         "triton": _version("triton"),
+        "score": "triton" if kernel_runs_on(device) else "pytorch",
+        "cudnn_attention": "off" if device.type == "cuda" else "",
         "flash_attn": _version("flash-attn"),
         "commit": commit(),
     }

@@ -94,11 +94,11 @@ def make_inputs(model: Any, processor: Any, size: tuple[int, int], batch: int, t
 
     if text <= IMAGE_AT:
         raise ValueError(f"a prompt of {text} tokens is too short: give at least {IMAGE_AT + 1}")
-    pictures = [random_picture(size)] * batch
-    images, sizes = prepare_images(pictures, processor, model.config)
+    images, sizes = prepare_images([random_picture(size)], processor, model.config)
+    images = images * batch if isinstance(images, list) else torch.cat([images] * batch)
     ids = torch.from_numpy(np.random.default_rng(0).integers(3, model.config.vocab_size, text))
     prompt = torch.cat([ids[:IMAGE_AT], torch.tensor([IMAGE_TOKEN_INDEX]), ids[IMAGE_AT:]])
-    return Inputs(images, sizes, prompt.repeat(batch, 1).to(model.device))
+    return Inputs(images, sizes * batch, prompt.repeat(batch, 1).to(model.device))
 
 
 def random_picture(size: tuple[int, int]) -> Image:

@@ -107,8 +107,9 @@ def random_model(
 ) -> tuple[Any, Any]:
     """(model, image_processor) of a shape, with random weights."""
     import torch
-    from transformers import CLIPImageProcessor, CLIPVisionConfig
+    from transformers import CLIPVisionConfig
 
+    from llava_hivtp.loading import pil_processor
     from llava_hivtp.model import PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM
 
     tower = shape.tower
@@ -136,7 +137,7 @@ def random_model(
             torch.set_default_dtype(default)
     if shape.anyres:
         torch.nn.init.normal_(model.get_model().image_newline.data)
-    processor = CLIPImageProcessor(
+    processor = pil_processor()(
         size={"shortest_edge": tower.side}, crop_size={"height": tower.side, "width": tower.side}
     )
     return model.eval().requires_grad_(False), processor
