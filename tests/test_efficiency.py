@@ -106,6 +106,28 @@ def test_nothing_fits(guess):
     assert bench.largest(lambda batch: False, guess) == 0
 
 
+def test_rooms_start_from_what_a_request_was_measured_to_take(monkeypatch):
+    tried = []
+
+    def fits(made, case, size, batch):
+        tried.append((case.label, batch))
+        return batch <= (40 if case.pruner is None else 90)
+
+    monkeypatch.setattr(bench.Bench, "_fits", fits)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    names = [Case("stock", None), Case("none", build_pruner("none")), Case("hivtp", QUARTER)]
+    results = [fake_result(case, STOCK, 640, jitter=0) for case in names]
+    results = [replace(result, peak=2) for result in results]
+    made = object.__new__(bench.Bench)
+    made.device = CPU
+    assert list(bench.Bench.rooms(made, results)) == [
+        "Largest batch that fits, stock: 39 (1.00 of stock's).",
+        "Largest batch that fits, hivtp: 87 (2.23 of stock's).",
+    ]
+    assert tried[0] == ("stock", 50)
+    assert not any(label == "none" for label, _ in tried)
+
+
 # Requests
 
 
