@@ -154,11 +154,11 @@ class Pretend(TorchDispatchMode):
         there &= operation not in NUMBERS
         if operation is aten.copy_.default:
             there = isinstance(args[0], _There)
-            self._moved(isinstance(args[1], _There), there, kwargs.get("non_blocking"))
+            self._moved(args[1], there, kwargs.get("non_blocking"))
         elif "device" in kwargs and kwargs["device"] is not None:
             there = torch.device(kwargs["device"]).type == DEVICE.type
             if given:
-                self._moved(isinstance(given[0], _There), there, kwargs.get("non_blocking"))
+                self._moved(given[0], there, kwargs.get("non_blocking"))
             kwargs["device"] = torch.device("cpu")
         elif there and any(x.ndim and not isinstance(x, _There) for x in given):
             if operation not in INDEXING:
@@ -177,10 +177,12 @@ class Pretend(TorchDispatchMode):
         indices = args[1] if operation in INDEXING else ()
         return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
-    def _moved(self, was_there: bool, is_there: bool, non_blocking: bool | None) -> None:
-        if was_there and not is_there:
+    def _moved(self, tensor: torch.Tensor, is_there: bool, non_blocking: bool | None) -> None:
+        if not tensor.numel():  # nothing to copy
+            return
+        if isinstance(tensor, _There) and not is_there:
             self.events["take" if non_blocking else "wait"] += 1
-        elif is_there and not was_there:
+        elif is_there and not isinstance(tensor, _There):
             self.events["give"] += 1
 
 

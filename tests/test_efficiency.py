@@ -261,6 +261,24 @@ def test_graphs_replay_without_host_or_python(monkeypatch, kind):
     assert counts[0] < counts[1] == counts[2]
 
 
+def test_graphs_mask_no_prompt_whose_rows_are_full(monkeypatch, models, make_inputs):
+    """A mask would make attention compute the whole square: dearer for the longer prompt."""
+    prefills, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, attn_mask=None, **options):
+        if query.shape[2] == 32 and query.shape[1] == SMALL.heads:  # 4 + 20 positions, padded
+            prefills.append((attn_mask, options["is_causal"]))
+        return attend(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model, _ = models["v1.5"]
+    run = request.run_request(
+        model, Case("quarter", QUARTER), make_inputs("v1.5", 2), 3, graphs=graphs.Graphs(model)
+    )
+    assert run.length == 24
+    assert prefills == [(None, True)] * SMALL.layers
+
+
 def test_graphs_pad_rows_of_different_lengths(models, make_inputs):
     class Ragged(Pruner):
         seeded = True

@@ -16,11 +16,6 @@ from eval.rows import LAYOUTS, Table, load_table, select_rows
 if TYPE_CHECKING:
     from eval.efficiency.report import Result
 
-MASKED = (
-    "Under graphs attention is masked: it computes the whole square, not half of it, which costs "
-    "the longer prompt more. A small part of what pruning gains here is that."
-)
-
 
 def efficiency(
     model: Annotated[str, typer.Argument(help="Checkpoint, a folder or a hub id.")] = "",
@@ -122,8 +117,6 @@ def efficiency(
         results = made.measure(cases, each, count, now + (end - now) / (len(settings) - i))
         typer.echo(files.add(results))
         typer.echo(files.remark(made.preparing(each)))
-        if graphs:
-            typer.echo(files.remark(MASKED))
         if largest_batch and made.device.type == "cuda" and count == batches[-1]:
             for said in made.rooms(results):
                 typer.echo(files.remark(said))

@@ -76,21 +76,21 @@ class Graphs:
 
     def __init__(self, model: Any) -> None:
         try:
-            from transformers import StaticCache
+            from transformers import StaticCache  # noqa: F401
         except ImportError:
             raise ValueError("--graphs needs the static cache of transformers 5") from None
         if model.config._attn_implementation != "sdpa":
             raise ValueError("--graphs needs --attention sdpa: its mask is one of padded slots")
         if getattr(model.config, "sliding_window", None):
             raise ValueError("--graphs: sliding-window attention is not supported")
-        self.model, self._make_cache = model, StaticCache
+        self.model = model
         # Graphs that share a pool run one after another, as these do.
         self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
         self._layers: list[tuple[nn.Module, Recorded]] = []
         for layer in encoder_of(model.get_vision_tower().vision_tower).layers:
             alone = partial(layer.forward, attention_mask=None)
             self._layers.append((layer, Recorded(alone, self._pool)))
-        self._languages: dict[tuple[int, int], tuple[list[Tensor], Recorded]] = {}
+        self._languages: dict[tuple[int, int], _Language] = {}
 
     def generate(
         self, prompt: Tensor, images: Any, image_sizes: Any, new_tokens: int, stopwatch: Stopwatch
@@ -103,52 +103,29 @@ class Graphs:
             )
         batch, length = embeds.shape[:2]
         more = -length % BUCKET
-        padding = prompt.new_full((batch,), more)  # in front of every row
-        if mask is not None:
-            padding += (~mask).sum(1)
-        counters, following = self._language(batch, length + more + new_tokens)
-        torch._foreach_zero_(counters)
+        language = self._language(batch, length + more + new_tokens)
         stopwatch.length = length
         stopwatch.mark("splice")
-        token = following(pad(embeds, (0, 0, more, 0)), padding)
+        if mask is None or mask.all():  # no row is shorter: what is added can go behind
+            padding = prompt.new_zeros(batch)
+            token = language.start(pad(embeds, (0, 0, 0, more)), prompt.new_full((1,), length - 1))
+        else:
+            padding = more + (~mask).sum(1)  # in front of every row
+            torch._foreach_zero_(language.filled)
+            token = language.go_on(pad(embeds, (0, 0, more, 0)), padding)
         stopwatch.mark("prefill")
         answers = []
         for step in range(new_tokens):
             if step:
-                token = following(token, padding)
+                token = language.go_on(token, padding)
             answers.append(token.cpu())
             stopwatch.put(token)
         return torch.cat(answers, 1)
 
-    def _language(self, batch: int, room: int) -> tuple[list[Tensor], Recorded]:
-        """A static cache of `room` positions: how full, per layer, and the model that fills it."""
+    def _language(self, batch: int, room: int) -> _Language:
         if (batch, room) not in self._languages:
-            config = self.model.config
-            cache = self._make_cache(config=config, max_cache_len=room)
-            width = config.hidden_size // config.num_attention_heads
-            shape = (batch, config.num_key_value_heads, width)
-            cache.early_initialization(*shape, self.model.dtype, self.model.device)
-            counters = [layer.cumulative_length for layer in cache.layers]
-            following = Recorded(partial(self._following, cache, room), self._pool, counters)
-            self._languages[batch, room] = counters, following
+            self._languages[batch, room] = _Language(self.model, batch, room, self._pool)
         return self._languages[batch, room]
-
-    def _following(self, cache: Any, room: int, given: Tensor, padding: Tensor) -> Tensor:
-        """The token (B, 1) that follows embeddings (B, S, D) or tokens (B, S)."""
-        start = cache.layers[0].cumulative_length
-        rows = (start + torch.arange(given.shape[1], device=given.device))[:, None]
-        slots = torch.arange(room, device=given.device)
-        seen = (slots <= rows) & (slots >= padding[:, None, None])  # (B, S, room)
-        seen = seen | (slots == rows)  # padding sees itself: a row that sees nothing would be NaN
-        output = self.model.get_model()(
-            **{"inputs_embeds" if given.is_floating_point() else "input_ids": given},
-            attention_mask=seen[:, None],
-            position_ids=(rows[:, 0] - padding[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        # All logits, as LLaVA asks for them.
-        return self.model.lm_head(output.last_hidden_state)[:, -1:].argmax(-1)
 
     @contextmanager
     def _tower_replayed(self) -> Iterator[None]:
@@ -169,3 +146,54 @@ def _replay_unheard(
     if attention.q_proj._forward_hooks or attention.k_proj._forward_hooks:
         return type(layer).forward(layer, hidden, *rest, **options)
     return recorded(hidden)
+
+
+class _Language:
+    """The language model with a static cache of `room` positions for each row of a batch."""
+
+    def __init__(self, model: Any, batch: int, room: int, pool: Any) -> None:
+        from transformers import StaticCache
+
+        config = model.config
+        width = config.hidden_size // config.num_attention_heads
+        shape = (batch, config.num_key_value_heads, width)
+        self._model, self._room = model, room
+        self._cache = StaticCache(config=config, max_cache_len=room)
+        self._cache.early_initialization(*shape, model.dtype, model.device)
+        self.filled = [layer.cumulative_length for layer in self._cache.layers]
+        self.start = Recorded(self._start, pool)
+        self.go_on = Recorded(self._go_on, pool, self.filled)
+
+    def _start(self, embeds: Tensor, last: Tensor) -> Tensor:
+        """The token (B, 1) behind position `last` of (B, S, D); what stands behind is padding.
+
+        Causal attention needs no mask then, and computes half the square.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        hidden = self._model.get_model()(
+            inputs_embeds=embeds, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        for own, new in zip(self._cache.layers, cache.layers, strict=True):
+            own.keys[:, :, : embeds.shape[1]] = new.keys
+            own.values[:, :, : embeds.shape[1]] = new.values
+            own.cumulative_length.copy_((last + 1).view_as(own.cumulative_length))
+        # All logits, as LLaVA asks for them.
+        return self._model.lm_head(hidden).index_select(1, last).argmax(-1)
+
+    def _go_on(self, given: Tensor, padding: Tensor) -> Tensor:
+        """The token (B, 1) that follows embeddings (B, S, D) or tokens (B, S)."""
+        start = self.filled[0]
+        rows = (start + torch.arange(given.shape[1], device=given.device))[:, None]
+        slots = torch.arange(self._room, device=given.device)
+        seen = (slots <= rows) & (slots >= padding[:, None, None])  # (B, S, room)
+        seen = seen | (slots == rows)  # padding sees itself: a row that sees nothing would be NaN
+        output = self._model.get_model()(
+            **{"inputs_embeds" if given.is_floating_point() else "input_ids": given},
+            attention_mask=seen[:, None],
+            position_ids=(rows[:, 0] - padding[:, None]).clamp(min=0),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return self._model.lm_head(output.last_hidden_state)[:, -1:].argmax(-1)
