@@ -39,7 +39,8 @@ def draw(
             (right, comparison.throughput(new_tokens), comparison.ideal_throughput(new_tokens)),
         ):
             bars = [[spread.median - spread.low], [spread.high - spread.median]]
-            axis.errorbar(share, spread.median, yerr=bars, fmt="o", color=color, markersize=4)
+            point = {"fmt": "o", "color": color, "markersize": 4, "zorder": 3 if hivtp else 2}
+            axis.errorbar(share, spread.median, yerr=bars, **point)  # HIVTP's lie on top
             if hivtp:
                 axis.plot(share, ideal, "_", color=IDEAL, markersize=12)
     for printed in printed_ratios(table):
