@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 BUCKET = 16  # a ragged method then needs one or two graphs; padding costs 2 % of a short prompt
 
+# Does some work and gives back what does it again, in the same memory.
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+
 
 class Recorded:
     """A function of tensors, replayed as a CUDA graph for every shape of its arguments.
@@ -32,9 +36,9 @@ class Recorded:
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], pool: Any, state: Sequence[Tensor] = ()
+        self, function: Callable[..., Tensor], capture: Capture | None, state: Sequence[Tensor] = ()
     ) -> None:
-        self._function, self._pool = function, pool
+        self._function, self._capture = function, capture
         self._state = state  # what the function changes, besides what it overwrites
         self._replays: dict[tuple, tuple[list[Tensor], Callable[[], Tensor]]] = {}
 
@@ -50,46 +54,52 @@ class Recorded:
         return replay()
 
     def _record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        if self._pool is None:
+        if self._capture is None:
             return run
         before = [tensor.clone() for tensor in self._state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()  # libraries pick their kernels and take their memory before the recording
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = run()
+        replay = self._capture(run)
         for tensor, value in zip(self._state, before, strict=True):
             tensor.copy_(value)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
         return replay
 
 
-class Graphs:
-    """Recordings of one model, whatever prunes it."""
+def _cuda_graph(pool: Any, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Run, then record: the call that comes back repeats the GPU's work alone."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()  # libraries pick their kernels and take their memory before the recording
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        output = run()
 
-    def __init__(self, model: Any) -> None:
-        try:
-            from transformers import StaticCache  # noqa: F401
-        except ImportError:
-            raise ValueError("--graphs needs the static cache of transformers 5") from None
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+class Graphs:
+    """Recordings of one model, whatever prunes it; by default CUDA graphs where there is CUDA."""
+
+    def __init__(self, model: Any, capture: Capture | None = None) -> None:
+        if not hasattr(transformers, "StaticCache"):
+            raise ValueError("--graphs needs the static cache of transformers 5")
         if model.config._attn_implementation != "sdpa":
             raise ValueError("--graphs needs --attention sdpa: its mask is one of padded slots")
         if getattr(model.config, "sliding_window", None):
             raise ValueError("--graphs: sliding-window attention is not supported")
         self.model = model
-        # Graphs that share a pool run one after another, as these do.
-        self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
+        if capture is None and model.device.type == "cuda":
+            # Graphs that share a pool run one after another, as these do.
+            capture = partial(_cuda_graph, torch.cuda.graph_pool_handle())
+        self._capture = capture
         self._layers: list[tuple[nn.Module, Recorded]] = []
         for layer in encoder_of(model.get_vision_tower().vision_tower).layers:
             alone = partial(layer.forward, attention_mask=None)
-            self._layers.append((layer, Recorded(alone, self._pool)))
+            self._layers.append((layer, Recorded(alone, capture)))
         self._languages: dict[tuple[int, int], _Language] = {}
 
     def generate(
@@ -124,7 +134,7 @@ class Graphs:
 
     def _language(self, batch: int, room: int) -> _Language:
         if (batch, room) not in self._languages:
-            self._languages[batch, room] = _Language(self.model, batch, room, self._pool)
+            self._languages[batch, room] = _Language(self.model, batch, room, self._capture)
         return self._languages[batch, room]
 
     @contextmanager
@@ -151,27 +161,23 @@ def _replay_unheard(
 class _Language:
     """The language model with a static cache of `room` positions for each row of a batch."""
 
-    def __init__(self, model: Any, batch: int, room: int, pool: Any) -> None:
-        from transformers import StaticCache
-
+    def __init__(self, model: Any, batch: int, room: int, capture: Capture | None) -> None:
         config = model.config
         width = config.hidden_size // config.num_attention_heads
         shape = (batch, config.num_key_value_heads, width)
         self._model, self._room = model, room
-        self._cache = StaticCache(config=config, max_cache_len=room)
+        self._cache = transformers.StaticCache(config=config, max_cache_len=room)
         self._cache.early_initialization(*shape, model.dtype, model.device)
         self.filled = [layer.cumulative_length for layer in self._cache.layers]
-        self.start = Recorded(self._start, pool)
-        self.go_on = Recorded(self._go_on, pool, self.filled)
+        self.start = Recorded(self._start, capture)
+        self.go_on = Recorded(self._go_on, capture, self.filled)
 
     def _start(self, embeds: Tensor, last: Tensor) -> Tensor:
         """The token (B, 1) behind position `last` of (B, S, D); what stands behind is padding.
 
         Causal attention needs no mask then, and computes half the square.
         """
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
+        cache = transformers.DynamicCache()
         hidden = self._model.get_model()(
             inputs_embeds=embeds, past_key_values=cache, use_cache=True
         ).last_hidden_state

@@ -45,7 +45,7 @@ def reference(queries, keys):
 def test_kernel_equals_the_pytorch_form(column_means, shape):
     queries, keys = projected(shape)
     torch.testing.assert_close(
-        column_means(queries, keys).cpu(), reference(queries, keys), rtol=5e-5, atol=1e-7
+        column_means(queries, keys).cpu(), reference(queries, keys), rtol=1e-5, atol=1e-7
     )
 
 
@@ -63,14 +63,14 @@ def test_half_precision_inputs_are_summed_in_float32(column_means, dtype):
     queries, keys = projected((2, 2, 65, 16), dtype)
     means = column_means(queries, keys).cpu()
     assert means.dtype == torch.float32
-    torch.testing.assert_close(means, reference(queries, keys), rtol=5e-5, atol=1e-7)
+    torch.testing.assert_close(means, reference(queries, keys), rtol=1e-5, atol=1e-7)
 
 
 def test_large_logits_do_not_overflow(column_means):
     queries, keys = projected((1, 1, 65, 16), scale=40.0)
     # Float32 rounds logits of some thousands to 5e-4, each library in its own order.
     torch.testing.assert_close(
-        column_means(queries, keys).cpu(), reference(queries, keys), rtol=2e-3, atol=1e-4
+        column_means(queries, keys).cpu(), reference(queries, keys), rtol=1e-3, atol=1e-6
     )
 
 
