@@ -1,1 +1,5 @@
-"""Evaluation of visual token pruning: tables, efficiency, figures."""
+"""Everything that measures the library; `python -m eval` lists its verbs."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout

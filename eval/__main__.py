@@ -2,30 +2,24 @@
 
 import typer
 
-from eval.claims import claims
-from eval.doctor import doctor
 from eval.efficiency import efficiency
-from eval.explore import explore
-from eval.figures import figures
-from eval.methods import methods
-from eval.prefetch import prefetch
-from eval.run import run
-from eval.status import status
-from eval.table import table
-from eval.tap import tap
+from eval.efficiency.methods import methods
+from eval.efficiency.tap import tap
+from eval.verbs.claims import claims
+from eval.verbs.doctor import doctor
+from eval.verbs.explore import explore
+from eval.verbs.figures import figures
+from eval.verbs.prefetch import prefetch
+from eval.verbs.run import run
+from eval.verbs.status import status
+from eval.verbs.table import table
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-app.command()(run)
-app.command()(prefetch)
-app.command()(doctor)
-app.command()(table)
-app.command()(claims)
-app.command()(status)
-app.command()(efficiency)
-app.command()(figures)
-app.command()(explore)
-app.command()(methods)
-app.command()(tap)
+for verb in (
+    *(run, prefetch, doctor, table, claims, status),
+    *(efficiency, figures, explore, methods, tap),
+):
+    app.command()(verb)
 
 if __name__ == "__main__":
     app(prog_name="python -m eval")

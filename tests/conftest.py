@@ -28,7 +28,7 @@ def tiny(tmp_path_factory):
     made = {}
 
     def get(anyres=False, mistral=False):
-        from eval.random_llava import random_llava
+        from eval.untrained.random_llava import random_llava
 
         if (anyres, mistral) not in made:
             name = f"llava-{'v1.6' if anyres else 'v1.5'}-{'mistral' if mistral else 'vicuna'}"

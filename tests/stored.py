@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import store
-from eval.identity import sources_digest
-from eval.rows import Row, Table, unit_path
-from eval.stale import method_file
+from eval.plan.table import Row, Table
+from eval.plan.units import unit_path
+from eval.results import store
+from eval.results.identity import sources_digest
+from eval.results.stale import method_file
 
 PROTOCOL = {"dtype": "float16", "lmms_eval": "0.7.3", "task": {"version": 1}}
 PROVENANCE = {

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from eval.nano.draw import draw
-from eval.rows import load_table
+from eval.plan.table import load_table
 from llava_hivtp import cli
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from eval.draw import (
+from eval.figures.draw import (
     CROPPED,
     DROPPED,
     GLOBAL,
@@ -20,7 +20,7 @@ from eval.draw import (
     outline,
     paint,
 )
-from eval.look import chosen, fitted, largest_hole, look, widest_hole
+from eval.figures.look import chosen, fitted, largest_hole, look, widest_hole
 from llava_hivtp import PRUNERS, build_pruner, load
 
 GREY = 100

@@ -559,7 +559,7 @@ def test_decoding_is_compared_apart_from_the_first_token():
 
 
 def test_the_papers_times_stand_beside_ours():
-    from eval.rows import load_table
+    from eval.plan.table import load_table
 
     (*_, last) = report.printed_ratios(
         load_table(Path(__file__).parents[1] / "configs/table1.yaml")
@@ -570,7 +570,7 @@ def test_the_papers_times_stand_beside_ours():
 
 
 def test_the_commands_are_there_without_torch():
-    program = "import sys, eval.efficiency, eval.tap; sys.exit('torch' in sys.modules)"
+    program = "import sys, eval.efficiency, eval.efficiency.tap; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.explore import MAX_SIDE, NO_WINDOWS, Bench, examples, open_bounded
+from eval.explorer.session import MAX_SIDE, NO_WINDOWS, Bench, examples, open_bounded
 from llava_hivtp import PRUNERS, load
 
 CHROMIUM = shutil.which("chromium")

@@ -12,15 +12,15 @@ from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
-from eval import flips
 from eval.__main__ import app
-from eval.draw import draw_kept
-from eval.flips import WITH, WITHOUT, answer_all, find_flips
-from eval.look import fitted, look
-from eval.pareto import Point, draw_pareto, frontier
-from eval.plates import Sample, draw_heat, draw_methods, draw_samples
-from eval.samples import Asked, read_samples
-from eval.schematic import draw_schematic
+from eval.figures import flips
+from eval.figures.draw import draw_kept
+from eval.figures.flips import WITH, WITHOUT, answer_all, find_flips
+from eval.figures.look import fitted, look
+from eval.figures.panels import Sample, draw_heat, draw_methods, draw_samples
+from eval.figures.samples import Asked, read_samples
+from eval.figures.schematic import draw_schematic
+from eval.report.pareto import Point, draw_pareto, frontier
 from llava_hivtp import load
 from tests.test_draw import noise
 

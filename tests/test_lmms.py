@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import official
-from eval.rows import BENCHMARKS
+from eval.plan.table import BENCHMARKS
+from eval.run import harness as official
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"]
@@ -130,7 +130,7 @@ def test_pruning_nothing_equals_the_wrapper_of_lmms_eval(
 @pytest.mark.parametrize("task", TASKS)
 def test_gold_answers_score_full_marks(lm, drawn, monkeypatch, task):
     """Every official task end to end on the drawn data, its samples adding up to its score."""
-    from eval import stats
+    from eval.results import stats
     from llava_hivtp.lmms import Answer
 
     model = lm()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import eval.methods
+from eval import ROOT
 from eval.__main__ import app
-from eval.rows import load_table, select_rows
+from eval.efficiency import methods
+from eval.plan.table import load_table, select_rows
 from llava_hivtp.pruners import PRUNERS
 
 CONFIG = Path(__file__).parent.parent / "configs" / "table1.yaml"
@@ -20,9 +21,9 @@ CONFIG = Path(__file__).parent.parent / "configs" / "table1.yaml"
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tower and a projector of the same depth and grid, but quick."""
-    tower, projector = eval.methods.vision_tower, eval.methods.projector
-    monkeypatch.setattr(eval.methods, "vision_tower", lambda: tower(width=16, heads=2))
-    monkeypatch.setattr(eval.methods, "projector", lambda: projector(16, 32))
+    tower, projector = methods.vision_tower, methods.projector
+    monkeypatch.setattr(methods, "vision_tower", lambda: tower(width=16, heads=2))
+    monkeypatch.setattr(methods, "projector", lambda: projector(16, 32))
 
 
 @pytest.mark.usefixtures("narrow")
@@ -52,5 +53,5 @@ def test_an_impossible_number_of_tiles_is_refused(tiles: str) -> None:
 
 def test_lines_of_code_leave_out_what_is_no_code(tmp_path: Path) -> None:
     (row,) = select_rows(load_table(CONFIG), "uniform-25")
-    source = Path(eval.methods.__file__).parents[1] / "llava_hivtp/pruners/uniform.py"
-    assert 10 < eval.methods._lines(row) < len(source.read_text().splitlines()) - 10
+    source = ROOT / "llava_hivtp/pruners/uniform.py"
+    assert 10 < methods._lines(row) < len(source.read_text().splitlines()) - 10

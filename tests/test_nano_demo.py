@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import stats
 from eval.nano.summary import difference, mean
+from eval.results import stats
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from eval import store
-from eval.job import Job
-from eval.rows import load_table, units
+from eval.plan.table import load_table
+from eval.plan.units import units
+from eval.results import store
+from eval.run.job import Job
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.rows import (
-    BENCHMARKS,
-    ConfigError,
-    budget,
-    load_table,
-    select_rows,
-    select_tasks,
-    unit_path,
-    units,
-)
+from eval.plan.reader import ConfigError
+from eval.plan.table import BENCHMARKS, budget, load_table, select_rows, select_tasks
+from eval.plan.units import unit_path, units
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -272,8 +265,8 @@ def test_tasks_are_chosen_by_name_and_column():
 
 def test_tables_are_read_without_torch():
     code = (
-        "import sys, eval.table, eval.claims, eval.status\n"
-        f"eval.table.load_table({str(CONFIGS / 'table1.yaml')!r})\n"
+        "import sys, eval.plan.table, eval.report.table, eval.report.claims, eval.report.status\n"
+        f"eval.plan.table.load_table({str(CONFIGS / 'table1.yaml')!r})\n"
         "print(sorted({'torch', 'llava', 'transformers', 'lmms_eval', 'llava_hivtp'}"
         " & set(sys.modules)))"
     )

@@ -19,15 +19,18 @@ import external_pruner
 import pytest
 from typer.testing import CliRunner
 
-from eval import data as datasets
-from eval import identity, official, store, timing
 from eval.__main__ import app
-from eval.data import Part
-from eval.job import Job, Stopped
-from eval.journal import Journal
-from eval.progress import Progress, duration
-from eval.ranks import Rank, own_rank
-from eval.rows import load_table, units
+from eval.benchmarks import data as datasets
+from eval.benchmarks.data import Part
+from eval.plan.table import load_table
+from eval.plan.units import units
+from eval.results import identity, store
+from eval.run import harness as official
+from eval.run import timing
+from eval.run.job import Job, Stopped
+from eval.run.journal import Journal
+from eval.run.progress import Progress, duration
+from eval.run.ranks import Rank, own_rank
 
 
 def call(*arguments):
@@ -65,7 +68,9 @@ def test_a_run_fills_a_table_and_runs_nothing_twice(table, drawn, tmp_path, monk
     assert all(t["requests"] == 2 and t["ttft_ms"] > 0 for t in timings)
     assert not [*out.rglob("*.journal.jsonl"), *out.rglob("*.failed.json"), *out.rglob("*.lock")]
 
-    monkeypatch.setattr("eval.job.Job._load", lambda self: pytest.fail("the model is loaded again"))
+    monkeypatch.setattr(
+        "eval.run.job.Job._load", lambda self: pytest.fail("the model is loaded again")
+    )
     assert call(*arguments).exit_code == 0
 
 
@@ -239,7 +244,7 @@ def test_a_dry_run_touches_nothing_and_counts_the_hours(tmp_path):
 
 
 def test_shards_and_ranks_divide_the_units(table, tmp_path):
-    from eval.run import _shard
+    from eval.verbs.run import _shard
 
     chosen = units(load_table(table("mme, pope, gqa")), tmp_path)
     shards = [_shard(chosen, f"{i}/4") for i in (1, 2, 3, 4)]
@@ -355,9 +360,9 @@ def test_another_source_or_checkpoint_voids_what_was_done(table, job, monkeypatc
 
     config = table("pope", rows=("full",))
     assert job(config, timing_n=1).run() == 0
-    monkeypatch.setattr("eval.job.Job._load", load)
+    monkeypatch.setattr("eval.run.job.Job._load", load)
     assert job(config, timing_n=1).run() == 0  # nothing is left to do
-    monkeypatch.setattr(f"eval.stale.{name}", lambda _: "another")
+    monkeypatch.setattr(f"eval.results.stale.{name}", lambda _: "another")
     with pytest.raises(Loaded):
         job(config, timing_n=1).run()
 
@@ -469,20 +474,20 @@ def test_a_data_set_fetched_in_part_is_missing(tmp_path):
 
 
 def test_the_doctor_names_what_is_broken(monkeypatch, tmp_path):
-    import eval.doctor
+    from eval.verbs import doctor
 
     ask = ["doctor", "--data", str(tmp_path), "--out", str(tmp_path)]
     healthy = CliRunner().invoke(app, ask)
     assert healthy.exit_code == 0, healthy.output
     assert "python -m eval prefetch" in healthy.output
-    real = eval.doctor.importlib.import_module
+    real = doctor.importlib.import_module
 
     def broken(name):
         if name == "llava.model":
             raise ImportError("cannot import name 'apply_chunking_to_forward'")
         return real(name)
 
-    monkeypatch.setattr(eval.doctor.importlib, "import_module", broken)
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
     ill = CliRunner().invoke(app, ask)
     assert ill.exit_code == 1
     assert "broken  llava-torch    ImportError: cannot import name" in ill.output

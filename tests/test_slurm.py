@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from test_resume import PATIENCE, contents, journaled, start, wait_for
 
-from eval import store
-from eval.rows import load_table, units
+from eval.plan.table import load_table
+from eval.plan.units import units
+from eval.results import store
 
 ROOT = Path(__file__).parent.parent
 DAEMONS = ("munged", "slurmctld", "slurmd")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from eval import stats
-from eval.stats import group, half_width, score
+from eval.results import stats
+from eval.results.stats import group, half_width, score
 
 
 def samples(scores, groups=None, answers=None, **more):

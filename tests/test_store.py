@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import store
+from eval.results import store
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = {
@@ -90,7 +90,7 @@ def test_kill_9_while_writing_leaves_a_whole_file(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from eval.store import write_json_atomic
+from eval.results.store import write_json_atomic
 for i in range(10**6):
     write_json_atomic(Path(sys.argv[1]), {"i": i, "weight": ["x" * 50] * 20000})
     if i == 0:
@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from eval.store import write_json_atomic
+from eval.results.store import write_json_atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 write_json_atomic(Path(sys.argv[1]), ["x" * 100] * 1000)
@@ -127,7 +127,7 @@ write_json_atomic(Path(sys.argv[1]), ["x" * 100] * 1000)
 HOLD = """
 import sys, time
 from pathlib import Path
-from eval.store import locked
+from eval.results.store import locked
 with locked(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
     time.sleep(60)
@@ -163,7 +163,7 @@ def test_only_one_of_many_processes_works_at_a_time(tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from eval.store import locked
+from eval.results.store import locked
 path, log = Path(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 for _ in range(30):
     with locked(path) as mine:
@@ -185,7 +185,7 @@ def test_asking_for_the_state_does_not_turn_a_worker_away(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from eval.store import state
+from eval.results.store import state
 print("ready", flush=True)
 while True:
     state(Path(sys.argv[1]))

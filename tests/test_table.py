@@ -10,13 +10,14 @@ import pytest
 from stored import store_result, store_timing
 from typer.testing import CliRunner
 
-from eval import store
 from eval.__main__ import app
-from eval.estimate import plan
-from eval.results import MixedResults, collect
-from eval.rows import load_table, select_rows, unit_path, units
-from eval.stale import method_file
-from eval.table import Format, render
+from eval.plan.table import load_table, select_rows
+from eval.plan.units import unit_path, units
+from eval.report.table import render
+from eval.results import store
+from eval.results.collect import MixedResults, collect
+from eval.results.stale import method_file
+from eval.run.estimate import plan
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = """\
@@ -56,7 +57,7 @@ def fill(table, out, **scores):
             store_result(out, table, rows[name], task, right(share), patches=patches)
 
 
-def show(table, out, rows=None, format=Format.md, **options):
+def show(table, out, rows=None, format="md", **options):
     return render([collect(table, select_rows(table, rows), out, **options)], format)
 
 
@@ -272,7 +273,7 @@ def test_csv_has_every_cell_with_what_is_known_about_it(small, tmp_path):
     fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
     cells = {
         (cell["row"], cell["column"]): cell
-        for cell in csv.DictReader(io.StringIO(show(small, tmp_path, format=Format.csv)))
+        for cell in csv.DictReader(io.StringIO(show(small, tmp_path, format="csv")))
     }
     assert len(cells) == 4 * 5
     cell = cells["hivtp", "pope"]
@@ -288,7 +289,7 @@ def test_csv_has_every_cell_with_what_is_known_about_it(small, tmp_path):
 
 def test_latex_escapes_and_balances(small, tmp_path):
     fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
-    text = show(small, tmp_path, format=Format.latex)
+    text = show(small, tmp_path, format="latex")
     body = [line for line in text.splitlines() if not line.startswith("%")]
     begun = [line for line in body if line.startswith(r"\begin{tabular}")]
     assert len(begun) == body.count(r"\end{tabular}") == 2
@@ -377,7 +378,7 @@ def test_a_stale_result_is_neither_done_nor_in_the_table(
     fresh = show(small, tmp_path, "hivtp")
     assert "STALE" not in fresh
 
-    monkeypatch.setattr(f"eval.stale.{name}", lambda _: value)
+    monkeypatch.setattr(f"eval.results.stale.{name}", lambda _: value)
     text = show(small, tmp_path, "hivtp")
     assert set(lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"]) == {"-"}
     assert f"STALE (left out, --stale shows them): {reason} since" in text
@@ -403,7 +404,7 @@ def test_the_unpruned_row_is_no_baseline_once_it_is_stale(small, tmp_path, monke
     (before,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
     assert set(before.paired) == {"pope", "gqa"}
     monkeypatch.setattr(
-        "eval.stale.method_file",
+        "eval.results.stale.method_file",
         lambda name: Path(__file__) if name == "none" else method_file(name),
     )
     (after,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows

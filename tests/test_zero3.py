@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval import data as datasets
-from eval import store
-from eval.rows import load_table, units
+from eval.benchmarks import data as datasets
+from eval.plan.table import load_table
+from eval.plan.units import units
+from eval.results import store
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

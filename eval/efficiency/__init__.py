@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eval.rows import LAYOUTS, Table, load_table, select_rows
+from eval.plan.table import LAYOUTS, Table, load_table, select_rows
 
 if TYPE_CHECKING:
     from eval.efficiency.report import Result

@@ -33,7 +33,7 @@ from eval.efficiency.request import (
     sizes_of,
 )
 from eval.efficiency.shapes import random_model, shape, shape_of
-from eval.rows import Row
+from eval.plan.table import Row
 from llava_hivtp.images import prepare_images
 from llava_hivtp.pruners import build_pruner
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.efficiency.report import Comparison, Result, printed_ratios
-from eval.rows import Table
+from eval.plan.table import Table
 
 OURS, IDEAL, PAPER = "#0b5fa5", "#0b5fa5", "#b0532a"
 

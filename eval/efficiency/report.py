@@ -22,7 +22,7 @@ from eval.efficiency.request import STAGES, Case, Run
 from eval.efficiency.shapes import Shape, shape
 
 if TYPE_CHECKING:
-    from eval.rows import Table
+    from eval.plan.table import Table
 
 UNTOUCHED = ("tower", "splice", "first")  # stages whose work does not depend on the tokens kept
 NO_GAIN = 0.98  # a median TTFT ratio above it is no gain

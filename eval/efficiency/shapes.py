@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from eval.random_llava import PINPOINTS
+from eval.untrained.random_llava import PINPOINTS
 
 if TYPE_CHECKING:
     import torch

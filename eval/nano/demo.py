@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval import store
-from eval.rows import Table, load_table, select_rows, units
+from eval import ROOT
+from eval.plan.table import Table, load_table, select_rows
+from eval.plan.units import units
+from eval.results import store
 
-ROOT = Path(__file__).parents[2]
 NOTE = """\
 This is the embedded model: a LLaVA of 2.3 million weights, trained in under an hour on drawn
 pictures, answering questions about drawn pictures. It shows that the whole pipeline works and what
@@ -151,15 +152,15 @@ def _log(demo: Demo) -> Path:
 def _write(demo: Demo) -> tuple[Path, list[str]]:
     """The three tables, the plot and a summary, in one folder."""
     from eval.nano.summary import report
-    from eval.pareto import draw_pareto
-    from eval.results import collect
-    from eval.table import Format, render
+    from eval.report.pareto import draw_pareto
+    from eval.report.table import render
+    from eval.results.collect import collect
 
     for part in PARTS:
         table = part.table()
         chosen = select_rows(table, demo.rows if part.number != 3 else None)
         found = collect(table, chosen, demo.results, demo.limit)
-        text = f"{NOTE}\n\n{render([found], Format.md)}\n"
+        text = f"{NOTE}\n\n{render([found], 'md')}\n"
         (demo.results / f"table{part.number}.md").write_text(text)
         picture = draw_pareto(found) if part.number == 1 else None
         if picture:

@@ -13,8 +13,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from eval import stats, store
-from eval.rows import BENCHMARKS, Row, Table, unit_path
+from eval.plan.table import BENCHMARKS, Row, Table
+from eval.plan.units import unit_path
+from eval.results import stats, store
 
 _Z = NormalDist().inv_cdf(0.975)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.random_llava import random_llava
+from eval.untrained.random_llava import random_llava
 from llava_hivtp import load
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import torch
 from features import GRIDS, cast, random_features, tile_of
 from torch import Tensor
 
-from eval.rows import load_table
+from eval.plan.table import load_table
 from llava_hivtp.anyres import merge_anyres
 from llava_hivtp.pruners import PRUNERS, Pruner, ScorePruner, build_pruner
 from llava_hivtp.vision import KeptTokens, VisionFeatures

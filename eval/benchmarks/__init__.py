@@ -1,0 +1,1 @@
+"""The benchmarks, one record each, and where their data lie."""

@@ -1,0 +1,1 @@
+"""Pictures of what a method keeps, and what they are drawn from."""

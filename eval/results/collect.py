@@ -1,0 +1,331 @@
+"""What was measured for the rows of a table, read back from the stored files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.data import documents
+from eval.plan.table import BENCHMARKS, TIMES, Row, Table
+from eval.plan.units import unit_path
+from eval.results import stats, store
+from eval.results.stale import Present
+
+OCRBENCH = documents("ocrbench")  # questions its score is over, however few were asked
+MME_CATEGORIES = 10  # of perception, 200 points each
+
+DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "ttft_ms": 1}  # two otherwise
+
+Record = Mapping[str, Any]
+ByTask = Mapping[str, Record]  # task -> stored record, of one row
+
+
+class MixedResults(ValueError):
+    """Results that must not stand in one table."""
+
+
+@dataclass
+class Measured:
+    """The stored numbers of one row, by column."""
+
+    row: Row
+    values: dict[str, float] = field(default_factory=dict)
+    half_widths: dict[str, float] = field(default_factory=dict)  # half of a 95 % interval
+    paired: dict[str, stats.Paired] = field(default_factory=dict)  # against the unpruned row
+    partial: dict[str, int] = field(default_factory=dict)  # a mean over this many tasks, not all
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All that a table shows, and what must be said below it."""
+
+    table: Table
+    limit: int | None
+    rows: tuple[Measured, ...]
+    protocol: dict[str, str]
+    provenance: dict[str, list[str]]
+    timing_device: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def on_printed_model(self) -> bool:
+        """Whether the printed numbers may be about this checkpoint (by its last name)."""
+        return Path(self.table.model).name in {Path(model).name for model in self.table.models}
+
+    @property
+    def on_printed_device(self) -> bool:
+        """Whether our times come from the device of the printed ones."""
+        return bool(self.table.device) and self.table.device in (self.timing_device or "")
+
+    def delta(self, measured: Measured, column: str) -> float | None:
+        """Ours minus the paper's; None where the two are not the same thing."""
+        ours, printed = measured.values.get(column), measured.row.printed.get(column)
+        if ours is None or printed is None or column in measured.partial:
+            return None
+        if self.limit is not None or not self.on_printed_model:
+            return None
+        if column in TIMES and not self.on_printed_device:
+            return None
+        return round(ours, DIGITS.get(column, 2)) - float(printed)
+
+
+def collect(
+    table: Table,
+    rows: Sequence[Row],
+    out: Path,
+    limit: int | None = None,
+    device: str | None = None,
+    tests: bool = True,
+    stale: bool = False,
+) -> Collected:
+    """Read the results of these rows; `MixedResults` if their protocols differ.
+
+    Without `tests` the samples stay unread: no intervals, no comparison with the unpruned row.
+    Results of another checkpoint or other code than those here count with `stale` only.
+    """
+    paths = {
+        row.id: {task: unit_path(out, table.model, row, task, limit) for task in table.tasks}
+        for row in rows
+    }
+    files = _Files(Present(table.model), stale)
+    results, timings = (
+        {row.id: _present(partial(files.read, read, row), paths[row.id]) for row in rows}
+        for read in (store.read_result, store.read_timing)
+    )
+    protocol = agreed("accuracy", results)
+    for name, value in agreed("timing", timings).items():
+        if protocol.get(name) != value:
+            protocol[f"timing {name}"] = value
+    provenance = _provenance([*_records(results), *_records(timings)])
+    timings, timing_device, notes = _one_device(timings, device)
+    measured = {row.id: _measure(table, row, results[row.id], timings[row.id]) for row in rows}
+    if tests:
+        for task in table.tasks:
+            notes += _test(table, task, out, limit, list(measured.values()), files)
+    notes += [*files.notes(), *_ocrbench_note(results.values())]
+    return Collected(
+        table, limit, tuple(measured.values()), protocol, provenance, timing_device, tuple(notes)
+    )
+
+
+@dataclass
+class _Files:
+    """Stored records, but those of another checkpoint or other code; with `stale` these, too."""
+
+    present: Present
+    stale: bool
+    changes: dict[tuple[Path, str], str] = field(default_factory=dict)  # by file and kind
+
+    def read(
+        self, read: Callable[[Path], dict[str, Any] | None], row: Row, path: Path
+    ) -> Record | None:
+        """A record of a row's unit, if there is one that counts."""
+        record = read(path)
+        change = self.present.change(row, record) if record else None
+        if change:
+            self.changes[path, read.__name__] = change
+        return record if self.stale or not change else None
+
+    def notes(self) -> list[str]:
+        """What must be said of the stale ones."""
+        said = "shown all the same" if self.stale else "left out, --stale shows them"
+        return [
+            f"STALE ({said}): {change} since {count} of the results and times were stored; "
+            "`run` measures them again."
+            for change, count in Counter(self.changes.values()).items()
+        ]
+
+
+def agreed(kind: str, found: Mapping[str, ByTask]) -> dict[str, str]:
+    """The protocol all records of all rows share (`task` entries: per task)."""
+    protocols = [
+        (row, task, record["protocol"])
+        for row, tasks in found.items()
+        for task, record in tasks.items()
+    ]
+    shared = {name for *_, protocol in protocols for name in protocol} - {"task"}
+    seen: dict[str, dict[str, list[str]]] = {}  # entry -> value -> rows
+    for row, task, protocol in protocols:
+        own = protocol.get("task", {})
+        entries = {name: protocol.get(name, "not recorded") for name in shared}
+        entries |= {f"{task} {name}": value for name, value in own.items()}
+        for name, value in entries.items():
+            seen.setdefault(name, {}).setdefault(_text(value), []).append(row)
+    differing = {name: values for name, values in sorted(seen.items()) if len(values) > 1}
+    if differing:
+        lines = [
+            f"  {name}: " + "; ".join(f"{value} ({_some(rows)})" for value, rows in values.items())
+            for name, values in differing.items()
+        ]
+        raise MixedResults(
+            f"{kind} results were measured under different protocols. Run the odd rows again, or "
+            "choose rows that agree with --rows:\n" + "\n".join(lines)
+        )
+    return {name: next(iter(values)) for name, values in sorted(seen.items())}
+
+
+def _measure(table: Table, row: Row, results: ByTask, timings: ByTask) -> Measured:
+    """Scores by task; counts and times as means over the requests of a task, then of the tasks."""
+    measured = Measured(row)
+    for task, result in results.items():
+        if _is_number(result["score"]):
+            asked = result["requests"] if task == "ocrbench" else OCRBENCH
+            measured.values[BENCHMARKS[task].column] = result["score"] * OCRBENCH / asked
+    patches, newlines, total = (
+        [result["tokens"][name] for result in results.values()]
+        for name in ("patches", "newlines", "total")
+    )
+    means = {"tokens": _mean(patches), "newlines": _mean(newlines) or None}
+    if patches and sum(total):
+        means["retain"] = 100 * sum(patches) / sum(total)
+    for column, mean in means.items():
+        _add_mean(measured, column, mean, len(results), len(table.tasks))
+    for column in TIMES:
+        mean = _mean([timing[column] for timing in timings.values()])
+        _add_mean(measured, column, mean, len(timings), len(table.tasks))
+    return measured
+
+
+def _add_mean(measured: Measured, column: str, mean: float | None, tasks: int, of: int) -> None:
+    if mean is None:
+        return
+    measured.values[column] = mean
+    if tasks < of:
+        measured.partial[column] = tasks
+
+
+def _test(
+    table: Table,
+    task: str,
+    out: Path,
+    limit: int | None,
+    rows: Sequence[Measured],
+    files: _Files,
+) -> list[str]:
+    """Add intervals and paired tests from the samples of one task; returns what was amiss."""
+    unpruned = _groups(table, table.unpruned, task, out, limit, files)
+    notes = []
+    for measured in rows:
+        if BENCHMARKS[task].column in measured.values:
+            groups = _groups(table, measured.row, task, out, limit, files)
+            note = _test_row(measured, task, groups, unpruned)
+            notes += [f"{measured.row.id}, {task}: {note}."] if note else []
+            notes += _mme_note(groups) if task == "mme" and groups else []
+    return list(dict.fromkeys(notes))
+
+
+def _test_row(
+    measured: Measured, task: str, groups: stats.Groups | None, unpruned: stats.Groups | None
+) -> str | None:
+    column = BENCHMARKS[task].column
+    if groups is None:
+        return "no samples are stored, so no interval and no test"
+    score = measured.values[column]
+    if abs(stats.score(groups) - score) > 0.01:
+        return (
+            f"the samples add up to {stats.score(groups):.2f}, the score is {score:.2f}, "
+            "so no interval and no test"
+        )
+    width = stats.half_width(groups)
+    if width is not None:
+        measured.half_widths[column] = width
+    if unpruned is None or measured.row.pruner == "none":
+        return None
+    paired = stats.compare(groups, unpruned)
+    if paired is None:
+        return "other documents than the unpruned row's, so no test"
+    measured.paired[column] = paired
+    return None
+
+
+def _mme_note(groups: stats.Groups) -> list[str]:
+    categories = len(set(groups.strata))
+    if categories == MME_CATEGORIES:
+        return []
+    return [
+        f"MME has {categories} categories here, so at most {200 * categories} points, not "
+        f"{200 * MME_CATEGORIES}: not the scale of the official set."
+    ]
+
+
+def _ocrbench_note(rows: Iterable[ByTask]) -> list[str]:
+    asked = {tasks["ocrbench"]["requests"] for tasks in rows if "ocrbench" in tasks} - {OCRBENCH}
+    return [
+        f"OCRBench asked {count} questions here: percent of these, not points of {OCRBENCH}."
+        for count in sorted(asked)
+    ]
+
+
+def _groups(
+    table: Table, row: Row | None, task: str, out: Path, limit: int | None, files: _Files
+) -> stats.Groups | None:
+    if row is None:
+        return None
+    path = unit_path(out, table.model, row, task, limit)
+    samples = store.read_samples(path) if files.read(store.read_result, row, path) else None
+    return stats.group(task, samples) if samples else None
+
+
+def _one_device(
+    timings: dict[str, dict[str, Record]], wanted: str | None
+) -> tuple[dict[str, dict[str, Record]], str | None, list[str]]:
+    """Times of one device; of none, with a note, while there are several to choose from."""
+    names = sorted({_device(timing) for timing in _records(timings)})
+    names = [name for name in names if wanted is None or wanted in name]
+    if len(names) == 1:
+        kept = {
+            row: {task: timing for task, timing in tasks.items() if _device(timing) == names[0]}
+            for row, tasks in timings.items()
+        }
+        return kept, names[0], []
+    notes = [f"Times were taken on {'; '.join(names)}: choose with --device."] if names else []
+    return {row: {} for row in timings}, None, notes
+
+
+def _provenance(records: Iterable[Record]) -> dict[str, list[str]]:
+    """Every commit, device, version and day behind the numbers."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        provenance = dict(record["provenance"])
+        versions = provenance.pop("versions", {})
+        entries = {**provenance, **{f"{name} version": v for name, v in versions.items()}}
+        for name, value in entries.items():
+            text = _text(value)
+            found.setdefault(name, set()).add(text[:10] if name == "date" else text)
+    return {name: sorted(values) for name, values in sorted(found.items())}
+
+
+def _present(read: Any, paths: Mapping[str, Path]) -> dict[str, Record]:
+    found = {task: read(path) for task, path in paths.items()}
+    return {task: record for task, record in found.items() if record is not None}
+
+
+def _records(found: Mapping[str, ByTask]) -> list[Record]:
+    return [record for tasks in found.values() for record in tasks.values()]
+
+
+def _device(timing: Record) -> str:
+    return str(timing["provenance"].get("device", "an unnamed device"))
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _some(rows: Sequence[str]) -> str:
+    names = list(dict.fromkeys(rows))
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

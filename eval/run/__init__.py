@@ -1,0 +1,1 @@
+"""Evaluating: jobs, workers, journals, times."""

@@ -1,0 +1,72 @@
+"""How long an evaluation should take: from what was measured, else from the paper's times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.benchmarks.data import documents
+from eval.plan.table import Row, Table
+from eval.plan.units import Unit
+from eval.results import store
+from eval.results.stale import Present
+from eval.run.progress import duration
+from eval.run.timing import WARMUP
+
+ANSWER_TOKENS = 4  # these benchmarks ask for a word, a number or a letter
+
+
+def plan(table: Table, units: Sequence[Unit], timing_n: int) -> str:
+    """The units with their states, and the hours they should take."""
+    pace, present = _Pace(table, units), Present(table.model)
+    lines, left = [], 0.0
+    for number, unit in enumerate(units, 1):
+        state, requests = store.state(unit.path), 0
+        if state == "done" and present.change(unit.row, store.read_result(unit.path)):
+            state = "stale"
+        if state != "done":
+            requests += documents(unit.task, unit.limit)
+        times = store.read_timing(unit.path)
+        if timing_n and (times is None or present.change(unit.row, times)):
+            requests += documents(unit.task, min(timing_n, unit.limit or timing_n)) + WARMUP
+        needed = requests * pace.seconds(unit.row)
+        left += needed
+        shown = duration(needed) if pace.known else f"{requests} requests"
+        lines.append(f"{number:4} {unit.row.id:18} {unit.task:22} {state:8} {shown}")
+    hours = f"{left / 3600:.1f} hours on one device" if pace.known else "hours unknown"
+    lines.append(f"{len(units)} units, {hours} ({pace.source})")
+    return "\n".join(lines)
+
+
+class _Pace:
+    """Seconds per request of a row: its own, its neighbours', or the paper's."""
+
+    def __init__(self, table: Table, units: Sequence[Unit]) -> None:
+        self.measured: dict[str, list[float]] = {}
+        for unit in units:
+            result = store.read_result(unit.path)
+            if result is not None and result["requests"]:
+                pace = result["seconds"] / result["requests"]
+                self.measured.setdefault(unit.row.id, []).append(pace)
+        self.paces = [pace for row in self.measured.values() for pace in row]
+        self.unpruned = _printed(table.unpruned) if table.unpruned else None
+        self.known = bool(self.paces) or self.unpruned is not None
+        self.source = (
+            f"at the pace of {len(self.paces)} finished units"
+            if self.paces
+            else f"at the paper's times on an {table.device}, batch 1"
+            if self.known
+            else "the table prints no times and no unit is finished"
+        )
+
+    def seconds(self, row: Row) -> float:
+        found = self.measured.get(row.id) or self.paces
+        if found:
+            return sum(found) / len(found)
+        return _printed(row) or self.unpruned or 0.0
+
+
+def _printed(row: Row) -> float | None:
+    """TTFT and a short answer at the printed speed."""
+    if not {"ttft_ms", "throughput"} <= row.printed.keys():
+        return None
+    return float(row.printed["ttft_ms"]) / 1000 + ANSWER_TOKENS / float(row.printed["throughput"])

@@ -1,0 +1,200 @@
+"""lmms-eval's own tasks, one at a time: their requests, their scores, their samples."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from eval.benchmarks import data
+
+if TYPE_CHECKING:
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.api.task import Task
+
+    from llava_hivtp.lmms import Answer, LlavaHIVTP
+
+
+@functools.cache
+def _manager() -> Any:
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager("WARNING", model_name="llava_hivtp")
+
+
+def load_task(name: str, folder: Path) -> Task:
+    """A task with its data out of a data folder, nothing counted yet.
+
+    Every load runs the task's own modules anew: OCRBench counts in a global of its module.
+    """
+    from lmms_eval.tasks import get_task_dict
+    from tenacity import RetryError
+
+    from llava_hivtp.images import whole_files
+
+    try:
+        with _inside(folder), _own_cache(data.digest(folder, name)), whole_files():
+            task = get_task_dict([name], _manager(), "simple")[name]
+    except RetryError as error:  # says nothing; what it retried does
+        raise error.last_attempt.exception() from error
+    # Files for leaderboards: unread here, and MMBench's breaks on a control character.
+    task.aggregation().pop("submission", None)
+    return task
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """lmms-eval's tasks find their data by names relative to the current folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _own_cache(digest: str) -> Iterator[None]:
+    """A cache for this data alone: `datasets` tells two files of one relative name not apart."""
+    import datasets
+    from lmms_eval.api import task
+
+    name, chosen = "LMMS_EVAL_DATASETS_CACHE", task._resolve_hf_datasets_cache_dir
+    given, before = os.environ.get(name), datasets.config.HF_DATASETS_CACHE
+    own = Path(chosen()) / f"llava_hivtp-{digest}"  # beside what lmms-eval finds fit for locks
+    os.environ[name] = str(own)
+    datasets.config.HF_DATASETS_CACHE = own  # for GQA, which loads its images itself
+    chosen.cache_clear()
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+        del os.environ[name]
+        if given is not None:
+            os.environ[name] = given
+        chosen.cache_clear()
+
+
+def evaluate(lm: LlavaHIVTP, task: Task, limit: int | None) -> dict[str, Any]:
+    """lmms-eval's results of one task, samples included; its own prints are dropped."""
+    from lmms_eval.evaluator import simple_evaluate
+    from tenacity import RetryError
+
+    lm.task_dict.clear()
+    said = io.StringIO()
+    with (
+        TemporaryDirectory() as scratch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),  # a bar that cannot be switched off
+    ):
+        settings = SimpleNamespace(
+            output_path=scratch, process_with_media=False, reasoning_tags=None
+        )
+        try:
+            return simple_evaluate(
+                lm,
+                tasks=[task],
+                limit=limit,
+                bootstrap_iters=0,
+                distributed_executor_backend="torchrun",  # no Accelerator: one process per unit
+                task_manager=_manager(),
+                cli_args=settings,
+            )
+        except RetryError as error:
+            raise error.last_attempt.exception() from error
+
+
+def requests(lm: LlavaHIVTP, task: Task, count: int) -> list[Instance]:
+    """The first requests of a task, not evaluated."""
+    lm.task_dict.clear()
+    lm.task_dict[task.config.task] = task.dataset
+    if task.config.num_fewshot is None:
+        task.set_config("num_fewshot", 0)
+    task.build_all_requests(limit=count, rank=0, world_size=1)
+    return task.instances
+
+
+def metrics(results: Mapping[str, Any], name: str) -> dict[str, float]:
+    """The finite numbers lmms-eval gives for a task."""
+    found = results["results"][name]
+    numbers = {k: float(v) for k, v in found.items() if isinstance(v, (int, float))}
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}
+
+
+def samples(
+    results: Mapping[str, Any], name: str, answers: Mapping[tuple[str, int], Answer]
+) -> list[dict[str, Any]]:
+    """One line per document: answer, score in the task's own terms, what it clusters with."""
+    lines = []
+    for sample in results["samples"][name]:
+        answer = answers[name, sample["doc_id"]]
+        score, group, stratum = _SCORES[name](sample)
+        line = {
+            "doc_id": sample["doc_id"],
+            "answer": answer.text,
+            "score": float(score),
+            "group": str(sample["doc_id"] if group is None else group),
+            "patches": answer.patches,
+            "newlines": answer.newlines,
+            "total": answer.total,
+            "generated": answer.generated,
+        }
+        lines.append(line | ({"stratum": stratum} if stratum else {}))
+    return lines
+
+
+Scored = tuple[float, Any, str | None]  # score, group or None for the document, stratum
+
+
+def _mme(sample: Mapping[str, Any]) -> Scored:
+    names = ("mme_perception_score", "mme_cognition_score")
+    (found,) = (sample[name] for name in names if name in sample)
+    return found["score"], found["question_id"], found["category"]
+
+
+def _pope(sample: Mapping[str, Any]) -> Scored:
+    return sample["pope_accuracy"]["score"], sample["doc"].get("image_source"), None
+
+
+def _mmbench(sample: Mapping[str, Any]) -> Scored:
+    """MMBench's own rule on one turn of a question; all turns of a group must be right."""
+    import pandas as pd
+    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+    row = {k if k in "ABCD" else k.lower(): v for k, v in sample["gpt_eval_score"].items()}
+    hit = MMBench_Evaluator().eval_sub_data(
+        pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True
+    )
+    return hit, row["index"] % 1_000_000, None
+
+
+def _ocrbench(sample: Mapping[str, Any]) -> Scored:
+    return sample["ocrbench_accuracy"]["score"], None, None
+
+
+def _exact(group: str | None) -> Callable[[Mapping[str, Any]], Scored]:
+    return lambda sample: (
+        sample["exact_match"],
+        sample["doc"].get(group) if group else None,
+        None,
+    )
+
+
+_SCORES: dict[str, Callable[[Mapping[str, Any]], Scored]] = {
+    "mme": _mme,
+    "pope": _pope,
+    "textvqa_val": _exact("image_id"),
+    "mmbench_en_dev": _mmbench,
+    "mmbench_en_dev_static": _mmbench,
+    "scienceqa_img": _exact(None),
+    "ocrbench": _ocrbench,
+    "gqa": _exact("imageId"),
+    "ai2d": _exact(None),
+}

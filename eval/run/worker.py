@@ -1,0 +1,164 @@
+"""One process's model, and what it does for a unit: answers and score, then times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.benchmarks import data
+from eval.plan.table import BENCHMARKS
+from eval.plan.units import Unit
+from eval.results import store
+from eval.results.identity import checkpoint_digest, provenance, text_digest
+from eval.results.stale import source_of
+from eval.run import harness as official
+from eval.run import timing
+from eval.run.journal import Journal
+from eval.run.progress import Progress
+
+if TYPE_CHECKING:
+    from llava_hivtp.lmms import LlavaHIVTP
+
+TOKENS = ("patches", "newlines", "total", "generated")
+
+
+class Worker:
+    """Holds a model loaded once; `accuracy` and `times` write the files of a unit."""
+
+    def __init__(
+        self, model: str, layout: str, batch: int, folder: Path, arguments: dict[str, Any]
+    ) -> None:
+        """Load the checkpoint; `folder` holds the data, `arguments` are extra model_args."""
+        from llava_hivtp.lmms import LlavaHIVTP
+
+        self.folder = folder
+        self.lm: LlavaHIVTP = LlavaHIVTP(model, layout=layout, batch_size=batch, **arguments)
+        self.protocol = {  # of both passes
+            "checkpoint": Path(model).name,
+            "checkpoint digest": checkpoint_digest(model),
+            "conversation template": self.lm.conv_template,
+            "AnyRes layout": layout,
+            "dtype": str(self.lm.model.dtype).removeprefix("torch."),
+            "attention": arguments.get("attn_implementation", "sdpa"),
+            "quantization": arguments.get("quantization", "none"),
+            "image processor": type(self.lm.image_processor).__name__,
+        }
+
+    def accuracy(self, unit: Unit, label: str) -> float | None:
+        """Answer every request of a unit and store score and samples; returns the score.
+
+        Of a team that shares the requests, the first process stores.
+        """
+        started = time.monotonic()
+        self._take(unit)
+        task = official.load_task(unit.task, self.folder)
+        protocol = self.accuracy_protocol(unit.task)
+        protocol["task"]["version"] = _version(task)
+        journal = store.beside(unit.path, "journal.jsonl")
+        first = self.lm.team.index == 0
+        with (
+            self._journaled(journal, unit, protocol, label) if first else nullcontext(),
+            timing.device_share(self.lm.device, alone=False),
+        ):
+            results = official.evaluate(self.lm, task, unit.limit)
+        samples = official.samples(results, unit.task, self.lm.answers)
+        result = self._result(unit, official.metrics(results, unit.task), samples, protocol)
+        if first:
+            store.write_jsonl_atomic(store.beside(unit.path, "samples.jsonl"), samples)
+            store.write_json_atomic(unit.path, result | {"seconds": time.monotonic() - started})
+            journal.unlink()
+        return result["score"]
+
+    @contextmanager
+    def _journaled(
+        self, path: Path, unit: Unit, protocol: dict[str, Any], label: str
+    ) -> Iterator[None]:
+        """Let the model remember answers and show its progress."""
+        journal = Journal(path, self._identity(unit, protocol))
+        self.lm.journal = journal
+        self.lm.progress = lambda total, done: Progress(label, total, done)
+        try:
+            yield
+        finally:
+            self.lm.journal = None
+            journal.close()
+
+    def times(self, unit: Unit, count: int) -> dict[str, Any]:
+        """Time the first requests of a unit and store the figures."""
+        self._take(unit)
+        task = official.load_task(unit.task, self.folder)
+        wanted = count if unit.limit is None else min(count, unit.limit)
+        instances = official.requests(self.lm, task, wanted)
+        with timing.device_share(self.lm.device, alone=True):
+            times = timing.time_requests(self.lm, instances)
+        times["protocol"] = self.protocol | {
+            "timed requests per task": count,
+            "timed at batch size": 1,
+            "clock": timing.CLOCK,
+        }
+        times |= {"provenance": provenance(), "source": source_of(unit.row.pruner)}
+        store.write_json_atomic(store.beside(unit.path, "timing.json"), times)
+        return times
+
+    def _take(self, unit: Unit) -> None:
+        self.lm.model.pruner = unit.row.build()
+
+    def accuracy_protocol(self, task: str) -> dict[str, Any]:
+        """What the scores of a task hang on: equal in all rows of a table."""
+        from importlib.metadata import version
+
+        benchmark = BENCHMARKS[task]
+        own = {
+            "name": task,
+            "metric": benchmark.metric,
+            "measures": benchmark.measures,
+            "data": data.digest(self.folder, task),
+        }
+        return self.protocol | {
+            "lmms-eval": version("lmms_eval"),
+            "batch size": self.lm.batch_size,
+            "task": own,
+        }
+
+    def _identity(self, unit: Unit, protocol: dict[str, Any]) -> str:
+        """All that shapes the unit's answers and is equal between its requests."""
+        source = source_of(unit.row.pruner)
+        return text_digest(repr((protocol, unit.row.pruner, unit.row.arguments, source)))
+
+    def _result(
+        self,
+        unit: Unit,
+        metrics: dict[str, float],
+        samples: list[dict[str, Any]],
+        protocol: dict[str, Any],
+    ) -> dict[str, Any]:
+        benchmark = BENCHMARKS[unit.task]
+        score = metrics.get(benchmark.metric)
+        return {
+            "unit": {
+                "model": unit.model,
+                "row": unit.row.id,
+                "pruner": unit.row.pruner,
+                "arguments": unit.row.arguments,
+                "layout": unit.row.layout,
+                "task": unit.task,
+                "limit": unit.limit,
+            },
+            "score": None if score is None else score * benchmark.scale,
+            "metrics": metrics,
+            "requests": len(samples),
+            "tokens": {name: sum(s[name] for s in samples) / len(samples) for name in TOKENS},
+            "protocol": protocol,
+            "provenance": provenance(),
+            "source": source_of(unit.row.pruner),
+        }
+
+
+def _version(task: Any) -> str:
+    """What a task's YAML says under `metadata`, where anything may stand."""
+    found = task.dump_config().get("metadata") or []
+    entries = found if isinstance(found, list) else [found]
+    return ", ".join(str(e.get("version", e)) if isinstance(e, dict) else str(e) for e in entries)

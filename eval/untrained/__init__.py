@@ -1,0 +1,1 @@
+"""Models of any shape with random weights."""

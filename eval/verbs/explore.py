@@ -1,0 +1,36 @@
+"""`python -m eval explore`: a page in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eval.verbs.options import says_errors
+
+
+@says_errors
+def explore(
+    model: Annotated[
+        str | None, typer.Option(envvar="MODEL", help="Checkpoint; default: the embedded.")
+    ] = None,
+    port: Annotated[int, typer.Option(envvar="PORT", help="0: any free one.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to bind to; the page has no password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open a page: pick an image, ask, move the sliders, see what is kept."""
+    try:
+        from eval.explorer.page import build_page, launch
+    except ImportError as error:
+        raise ImportError(
+            f"the page needs gradio ({error}): pip install 'llava_hivtp[demo]'"
+        ) from error
+    from eval.explorer.session import Bench
+    from eval.figures.samples import embedded_model
+    from llava_hivtp import load
+
+    llava, tokenizer, _, _ = load(model or embedded_model())
+    title = Path(model).name if model else "The embedded model"
+    launch(build_page(Bench(llava, tokenizer), title), host, port)

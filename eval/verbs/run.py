@@ -1,0 +1,102 @@
+"""Evaluate a table, unit by unit; whatever stops it, the next run goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eval.plan.table import Table, load_table, select_rows, select_tasks
+from eval.plan.units import Unit, units
+from eval.run.estimate import plan
+from eval.run.job import Job, Stopped
+from eval.verbs.options import Config, Data, Limit, Model, Out, Rows, Tasks, says_errors
+
+MODEL_ARGS = ("dtype", "device_map", "attn_implementation", "quantization", "conv_template")
+
+
+@says_errors
+def run(
+    config: Config,
+    model: Model = None,
+    rows: Rows = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the accuracy pass.")] = 1,
+    out: Out = Path("results"),
+    data: Data = Path("data"),
+    shard: Annotated[
+        str | None, typer.Option(help="i/n, from 1: every n-th unit, from the i-th on.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show units and hours only.")] = False,
+    timing: Annotated[bool, typer.Option(help="Also time requests, one by one.")] = True,
+    timing_n: Annotated[int, typer.Option(min=1, help="Timed requests per task.")] = 100,
+    model_args: Annotated[
+        str, typer.Option(help=f"Such as dtype=bfloat16,device_map=auto; of {MODEL_ARGS}.")
+    ] = "",
+    zero3: Annotated[
+        bool, typer.Option("--zero3", help="Spread the model over torchrun's processes; no times.")
+    ] = False,
+) -> None:
+    """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
+    _prepare_process()
+    table = load_table(config, model)
+    chosen = _choose(table, out.resolve(), rows, tasks, limit, shard)
+    if dry_run:
+        typer.echo(plan(table, chosen, timing_n if timing else 0))
+        return
+    arguments = _arguments(model_args) | ({"zero3": True} if zero3 else {})
+    timed = timing_n if timing and not zero3 else 0
+    try:
+        failed = Job(table, chosen, data.resolve(), batch, timed, arguments).run()
+    except Stopped as stop:
+        typer.echo(f"{stop}; the same command goes on from here", err=True)
+        raise typer.Exit(128 + stop.number) from stop
+    if failed:
+        raise typer.Exit(1)
+
+
+def _prepare_process() -> None:
+    """Nothing is downloaded in a run; one voice on the terminal."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    os.environ |= {"TQDM_DISABLE": "1", "LOGURU_LEVEL": "WARNING"}
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("eval").setLevel(logging.INFO)
+
+
+def _choose(
+    table: Table,
+    out: Path,
+    rows: str | None,
+    tasks: str | None,
+    limit: int | None,
+    shard: str | None,
+) -> list[Unit]:
+    names = select_tasks(table, tasks)
+    if "mme" in names and limit is not None and limit % 2:
+        raise ValueError(f"MME scores pairs of questions: --limit must be even, got {limit}")
+    chosen = units(table, out, select_rows(table, rows), names, limit)
+    return chosen if shard is None else _shard(chosen, shard)
+
+
+def _shard(chosen: list[Unit], shard: str) -> list[Unit]:
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = (int(part) for part in match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ValueError(f"--shard must be i/n with 1 <= i <= n, such as 1/4; got {shard!r}")
+    return chosen[number - 1 :: count]
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """`dtype=bfloat16,device_map=auto` as a mapping."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    arguments = {key.strip(): value.strip() for key, _, value in pairs}
+    unknown = sorted(set(arguments) - set(MODEL_ARGS))
+    if unknown or not all(arguments.values()):
+        raise ValueError(f"--model-args takes key=value of {', '.join(MODEL_ARGS)}; got {text!r}")
+    return arguments
