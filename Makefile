@@ -1,4 +1,4 @@
-# make setup | test | test-all | check | demo | explore
+# make setup | test | test-all | lint | check | demo | explore
 # Choices of the first set-up, kept for later calls: TORCH=2.11.0  LLAVA=git  (and PYTHON=python3.11)
 # The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests)
 
@@ -20,7 +20,7 @@ PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check
 READY = $(VENV)/ready-$(TORCH)-$(LLAVA)
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup test test-all check demo explore
+.PHONY: setup test test-all lint check demo explore
 
 setup: $(READY)
 
@@ -45,10 +45,11 @@ test-all: setup
 	$(PIP) -r third_party/requirements-explore.txt
 	$(PYTEST) -m "slow or not slow" $(TESTS)
 
-check: setup
+lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTEST) $(TESTS)
+
+check: lint test
 
 demo: setup
 	bash scripts/demo.sh
