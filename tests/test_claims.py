@@ -7,7 +7,8 @@ from stored import store_result, store_timing
 from typer.testing import CliRunner
 
 from eval.__main__ import app
-from eval.plan.table import BENCHMARKS, load_table
+from eval.benchmarks.records import BENCHMARKS
+from eval.plan.table import load_table
 from eval.report.claims import CLAIMS, measured_cells, printed_cells, report
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.benchmarks.records import BENCHMARKS
 from eval.nano.summary import difference, mean
 from eval.results import stats
 
@@ -33,10 +34,10 @@ def test_every_benchmark_weighs_the_same_whatever_its_scale():
     """MME of five categories is right to the last pair at 1000 points, the others at 100."""
     pairs, strata = [i // 2 for i in range(20)], [str(i // 4) for i in range(20)]
     right = {
-        "mme": stats.group("mme", samples([1.0] * 20, pairs, strata)),
-        "pope": stats.group("pope", samples([1.0] * 7)),
+        "mme": stats.group(BENCHMARKS["mme"], samples([1.0] * 20, pairs, strata)),
+        "pope": stats.group(BENCHMARKS["pope"], samples([1.0] * 7)),
         "mmbench_en_dev_static": stats.group(
-            "mmbench_en_dev_static", samples([1.0] * 8, [i // 4 for i in range(8)])
+            BENCHMARKS["mmbench_en_dev_static"], samples([1.0] * 8, [i // 4 for i in range(8)])
         ),
     }
     assert stats.score(right["mme"]) == 1000
@@ -45,7 +46,11 @@ def test_every_benchmark_weighs_the_same_whatever_its_scale():
 
 
 def test_a_pair_half_right_counts_as_mme_counts_it():
-    row = {"mme": stats.group("mme", samples([1.0, 0.0, 1.0, 1.0], [0, 0, 1, 1], ["a"] * 4))}
+    row = {
+        "mme": stats.group(
+            BENCHMARKS["mme"], samples([1.0, 0.0, 1.0, 1.0], [0, 0, 1, 1], ["a"] * 4)
+        )
+    }
     assert mean(row).value == pytest.approx(stats.score(row["mme"]) / 2)
 
 
@@ -53,7 +58,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(400):
         row = {
-            task: stats.group(task, samples((rng.random(60) < share).astype(float)))
+            task: stats.group(BENCHMARKS[task], samples((rng.random(60) < share).astype(float)))
             for task, share in (("pope", 0.8), ("gqa", 0.5))
         }
         covered += abs(mean(row).value - 65) <= mean(row).half
@@ -64,7 +69,7 @@ def test_a_difference_pairs_the_documents():
     rng = np.random.default_rng(1)
     hard = (rng.random(200) < 0.5).astype(float)
     worse = hard * (rng.random(200) < 0.9)
-    one, other = ({"pope": stats.group("pope", samples(x))} for x in (hard, worse))
+    one, other = ({"pope": stats.group(BENCHMARKS["pope"], samples(x))} for x in (hard, worse))
     gap = difference(one, other)
     assert gap.value == pytest.approx(100 * (hard - worse).mean())
     assert gap.half < mean(one).half  # what both find hard tells nothing between them
@@ -73,7 +78,7 @@ def test_a_difference_pairs_the_documents():
 
 
 def test_rows_about_other_documents_are_not_compared():
-    one, other = ({"pope": stats.group("pope", samples([1.0] * n))} for n in (3, 4))
+    one, other = ({"pope": stats.group(BENCHMARKS["pope"], samples([1.0] * n))} for n in (3, 4))
     with pytest.raises(ValueError, match="different documents"):
         difference(one, other)
 

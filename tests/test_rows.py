@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.reader import ConfigError
-from eval.plan.table import BENCHMARKS, budget, load_table, select_rows, select_tasks
+from eval.plan.table import budget, load_table, select_rows, select_tasks
 from eval.plan.units import unit_path, units
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from eval.__main__ import app
 from eval.benchmarks import data as datasets
-from eval.benchmarks.data import Part
+from eval.benchmarks.record import Part
 from eval.plan.table import load_table
 from eval.plan.units import units
 from eval.results import identity, store

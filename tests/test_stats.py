@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
+from eval.benchmarks.records import BENCHMARKS
 from eval.results import stats
-from eval.results.stats import group, half_width, score
+from eval.results.stats import half_width, score
 
 
 def samples(scores, groups=None, answers=None, **more):
@@ -15,6 +16,10 @@ def samples(scores, groups=None, answers=None, **more):
         {"doc_id": i, "score": s, "group": g, "answer": a, **{k: v[i] for k, v in more.items()}}
         for i, (s, g, a) in enumerate(zip(scores, groups, answers, strict=True))
     ]
+
+
+def group(task, drawn):
+    return stats.group(BENCHMARKS[task], drawn)
 
 
 def compare(task, row, unpruned):

@@ -1,4 +1,4 @@
-"""The eight data sets: where they lie, and whether they are there.
+"""The data of the benchmarks: where they lie, and whether they are there.
 
 A data folder mirrors the names of the hub (`DATA/lmms-lab-encoder/MME/...`): run from inside it,
 lmms-eval's own tasks find their data without a network or a login.
@@ -7,49 +7,11 @@ lmms-eval's own tasks find their data without a network or a login.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from eval.benchmarks.record import Part
+from eval.benchmarks.records import BENCHMARKS
 from eval.results.identity import digest_files
-
-
-@dataclass(frozen=True)
-class Part:
-    """One configuration and split of a data set."""
-
-    repository: str
-    split: str
-    config: str | None = None
-    documents: int = 0  # questions in it
-
-    @property
-    def patterns(self) -> list[str]:
-        """Its files in the repository."""
-        folders = [f"{self.config}/"] if self.config else ["", "data/"]
-        return [f"{folder}{self.split}-*-of-*.parquet" for folder in folders]
-
-
-_MMBENCH = (Part("lmms-lab-encoder/MMBench", "dev", "en", 4329),)
-PARTS: dict[str, tuple[Part, ...]] = {
-    "mme": (Part("lmms-lab-encoder/MME", "test", None, 2374),),
-    "pope": (Part("lmms-lab-encoder/POPE", "test", None, 9000),),
-    "textvqa_val": (Part("lmms-lab-encoder/textvqa", "validation", None, 5000),),
-    "mmbench_en_dev": _MMBENCH,
-    "mmbench_en_dev_static": _MMBENCH,
-    "scienceqa_img": (Part("lmms-lab-encoder/ScienceQA", "test", "ScienceQA-IMG", 2017),),
-    "ocrbench": (Part("echo840/OCRBench", "test", None, 1000),),
-    "gqa": (
-        Part("lmms-lab-encoder/GQA", "testdev", "testdev_balanced_instructions", 12578),
-        Part("lmms-lab-encoder/GQA", "testdev", "testdev_balanced_images"),
-    ),
-    "ai2d": (Part("lmms-lab-encoder/ai2d", "test", None, 3088),),
-}
-
-
-def documents(task: str, limit: int | None = None) -> int:
-    """Requests of a task on the official data."""
-    count = sum(part.documents for part in PARTS[task])
-    return count if limit is None else min(limit, count)
 
 
 def files(data: Path, part: Part) -> list[Path]:
@@ -60,7 +22,7 @@ def files(data: Path, part: Part) -> list[Path]:
 
 def missing(data: Path, tasks: Iterable[str]) -> list[Part]:
     """Parts that tasks read and a data folder lacks, or holds some files of only."""
-    parts = dict.fromkeys(part for task in tasks for part in PARTS[task])
+    parts = dict.fromkeys(part for task in tasks for part in BENCHMARKS[task].data)
     return [part for part in parts if not _complete([file.stem for file in files(data, part)])]
 
 
@@ -84,4 +46,6 @@ def check(data: Path, tasks: Iterable[str]) -> None:
 
 def digest(data: Path, task: str) -> str:
     """Digest of what a task reads: two rows of a table must have seen the same."""
-    return digest_files(data, [file for part in PARTS[task] for file in files(data, part)])
+    return digest_files(
+        data, [file for part in BENCHMARKS[task].data for file in files(data, part)]
+    )

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eval.benchmarks import data
-from eval.benchmarks.data import Part
-from eval.plan.table import Table
+from eval.benchmarks.record import Part
+from eval.benchmarks.records import BENCHMARKS
 from eval.results.identity import checkpoint_folder
 
 logger = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 UNUSED = ["*.msgpack", "*.h5", "*.onnx", "*.pth", "*.gguf"]
 
 
-def fetch(table: Table, tasks: Sequence[str], folder: Path) -> None:
+def fetch(model: str, tasks: Sequence[str], folder: Path) -> None:
     """Download the checkpoint, its vision tower and the data sets, unless they are here."""
-    _fetch_checkpoint(table.model)
+    _fetch_checkpoint(model)
     for part in data.missing(folder, tasks):
         _fetch_part(part, folder)
     data.check(folder, tasks)
@@ -79,7 +79,7 @@ def _write_card(repository: str, root: Path) -> None:
 
 def _parts_of(repository: str, root: Path) -> Iterable[Part]:
     """Every part of a repository that is here, each once."""
-    known = dict.fromkeys(part for parts in data.PARTS.values() for part in parts)
+    known = dict.fromkeys(part for benchmark in BENCHMARKS.values() for part in benchmark.data)
     return [p for p in known if p.repository == repository and any(data.files(root, p))]
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from eval import ROOT
 from eval.benchmarks import data
+from eval.benchmarks.records import BENCHMARKS
 
 SHORT = "Answer the question using a single word or phrase."  # as LLaVA is asked in benchmarks
-TASKS = ("pope", "mme", "textvqa_val", "ocrbench")  # the question alone is all that is asked
+TASKS = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.stands_alone)
 EMBEDDED = ROOT / "eval/nano/checkpoints/v15"
 
 
@@ -42,14 +43,12 @@ def read_samples(task: str, folder: Path, limit: int | None = None) -> Iterator[
     if task not in TASKS:
         raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {task!r}")
     data.check(folder, [task])
-    (part,) = data.PARTS[task]
+    (part,) = BENCHMARKS[task].data
     # Not through `datasets`: its cache takes two files of one name in two folders for the same.
     rows = (row for file in data.files(folder, part) for row in _rows(file))
     for row in islice(rows, limit):
-        answers = row.get("answer", row.get("answers"))
-        gold = answers if isinstance(answers, str) else answers[0]
         image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-        yield Asked(image, row["question"].strip(), gold)
+        yield Asked(image, row["question"].strip(), BENCHMARKS[task].gold(row))
 
 
 def embedded_data(images: str, size: str) -> Path:

@@ -13,7 +13,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from eval.plan.table import BENCHMARKS, Row, Table
+from eval.benchmarks.records import BENCHMARKS
+from eval.plan.table import Row, Table
 from eval.plan.units import unit_path
 from eval.results import stats, store
 
@@ -57,7 +58,7 @@ def scored(table: Table, row: Row, out: Path, limit: int | None = None) -> Score
         samples = store.read_samples(path) if store.read_result(path) else None
         if not samples:
             return None
-        found[task] = stats.group(task, samples)
+        found[task] = stats.group(BENCHMARKS[task], samples)
     return found
 
 
@@ -80,8 +81,7 @@ def in_percent(task: str, groups: stats.Groups) -> float:
 
 def _sums(task: str, groups: stats.Groups, y: np.ndarray) -> tuple[float, float]:
     """A benchmark's score from `y` on 0 to 100, and the variance between its groups."""
-    most = 2 if task == "mme" else 1  # MME counts an image once more if both answers are right
-    right = float(groups.weights @ (most * groups.n))
+    right = float(groups.weights @ (BENCHMARKS[task].most * groups.n))
     total, variance = 0.0, 0.0
     for stratum in np.unique(groups.strata):
         at = groups.strata == stratum

@@ -19,6 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.reader import ConfigError, Mapping, error_at, plain, read_yaml
 
 if TYPE_CHECKING:
@@ -32,30 +33,6 @@ TIMES = ("ttft_ms", "throughput")
 _TABLE_KEYS = {"title", "models", "layout", "patches", "device", "tasks", "protocol", "rows"}
 _ROW_KEYS = {"id", "pruner", "block", "section", "set", "printed"}  # the others are arguments
 _ID = re.compile(r"[a-z][a-z0-9_.+-]*")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One lmms-eval task and the column of the paper that it fills."""
-
-    column: str  # key of `printed` and `protocol`
-    title: str
-    metric: str  # key in lmms-eval's results[task]
-    scale: int  # metric times scale is the number the paper prints
-    measures: str  # what a `protocol` must say
-
-
-BENCHMARKS = {
-    "mme": Benchmark("mme", "MME", "mme_perception_score,none", 1, "perception"),
-    "pope": Benchmark("pope", "POPE", "pope_accuracy,none", 100, "accuracy"),
-    "textvqa_val": Benchmark("textvqa", "TextVQA", "exact_match,none", 100, "no OCR tokens"),
-    "mmbench_en_dev": Benchmark("mmb", "MMBench", "gpt_eval_score,none", 1, "judged"),
-    "mmbench_en_dev_static": Benchmark("mmb", "MMBench", "gpt_eval_score,none", 1, "static"),
-    "scienceqa_img": Benchmark("sqa", "ScienceQA", "exact_match,none", 100, "image subset"),
-    "ocrbench": Benchmark("ocr", "OCRBench", "ocrbench_accuracy,none", 100, "points of 1000"),
-    "gqa": Benchmark("gqa", "GQA", "exact_match,none", 100, "testdev balanced"),
-    "ai2d": Benchmark("ai2d", "AI2D", "exact_match,flexible-extract", 100, "flexible extract"),
-}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from eval.plan.table import BENCHMARKS, Table
+from eval.benchmarks.records import BENCHMARKS
+from eval.plan.table import Table
 from eval.report import text
 from eval.results.collect import collect
 

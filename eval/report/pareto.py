@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from eval.benchmarks.records import BENCHMARKS
 from eval.figures.draw import DPI, Picture
-from eval.plan.table import BENCHMARKS
 from eval.report.table import METHODS
 from eval.results.collect import Collected, Measured
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.plan.table import BENCHMARKS, Row, Table
+from eval.benchmarks.records import BENCHMARKS
+from eval.plan.table import Row, Table
 from eval.plan.units import Unit, unit_path, units
 from eval.results import store
 from eval.results.stale import Present

@@ -9,7 +9,8 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 
-from eval.plan.table import BENCHMARKS, TIMES, Row, Table
+from eval.benchmarks.records import BENCHMARKS
+from eval.plan.table import TIMES, Row, Table
 from eval.report import text
 from eval.report.text import MISSING, Cell, Line
 from eval.results.collect import DIGITS, Collected, Measured

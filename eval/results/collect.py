@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.data import documents
-from eval.plan.table import BENCHMARKS, TIMES, Row, Table
+from eval.benchmarks.record import Benchmark
+from eval.benchmarks.records import BENCHMARKS
+from eval.plan.table import TIMES, Row, Table
 from eval.plan.units import unit_path
 from eval.results import stats, store
 from eval.results.stale import Present
-
-OCRBENCH = documents("ocrbench")  # questions its score is over, however few were asked
-MME_CATEGORIES = 10  # of perception, 200 points each
 
 DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "ttft_ms": 1}  # two otherwise
 
@@ -108,7 +106,7 @@ def collect(
     if tests:
         for task in table.tasks:
             notes += _test(table, task, out, limit, list(measured.values()), files)
-    notes += [*files.notes(), *_ocrbench_note(results.values())]
+    notes += [*files.notes(), *_short_notes(results.values())]
     return Collected(
         table, limit, tuple(measured.values()), protocol, provenance, timing_device, tuple(notes)
     )
@@ -175,8 +173,9 @@ def _measure(table: Table, row: Row, results: ByTask, timings: ByTask) -> Measur
     measured = Measured(row)
     for task, result in results.items():
         if _is_number(result["score"]):
-            asked = result["requests"] if task == "ocrbench" else OCRBENCH
-            measured.values[BENCHMARKS[task].column] = result["score"] * OCRBENCH / asked
+            benchmark = BENCHMARKS[task]
+            shown = benchmark.shown(result["score"], result["requests"])
+            measured.values[benchmark.column] = shown
     patches, newlines, total = (
         [result["tokens"][name] for result in results.values()]
         for name in ("patches", "newlines", "total")
@@ -216,7 +215,7 @@ def _test(
             groups = _groups(table, measured.row, task, out, limit, files)
             note = _test_row(measured, task, groups, unpruned)
             notes += [f"{measured.row.id}, {task}: {note}."] if note else []
-            notes += _mme_note(groups) if task == "mme" and groups else []
+            notes += _strata_note(BENCHMARKS[task], groups) if groups else []
     return list(dict.fromkeys(notes))
 
 
@@ -244,21 +243,25 @@ def _test_row(
     return None
 
 
-def _mme_note(groups: stats.Groups) -> list[str]:
-    categories = len(set(groups.strata))
-    if categories == MME_CATEGORIES:
+def _strata_note(benchmark: Benchmark, groups: stats.Groups) -> list[str]:
+    """That the score is not on the scale of the official set, for lack of categories."""
+    found, each = len(set(groups.strata)), 100 * benchmark.most
+    if found == benchmark.strata:
         return []
     return [
-        f"MME has {categories} categories here, so at most {200 * categories} points, not "
-        f"{200 * MME_CATEGORIES}: not the scale of the official set."
+        f"{benchmark.title} has {found} categories here, so at most {each * found:g} points, not "
+        f"{each * benchmark.strata:g}: not the scale of the official set."
     ]
 
 
-def _ocrbench_note(rows: Iterable[ByTask]) -> list[str]:
-    asked = {tasks["ocrbench"]["requests"] for tasks in rows if "ocrbench" in tasks} - {OCRBENCH}
+def _short_notes(rows: Iterable[ByTask]) -> list[str]:
+    """Which scores are over fewer questions than the benchmark divides by."""
+    asked = {(task, result["requests"]) for tasks in rows for task, result in tasks.items()}
     return [
-        f"OCRBench asked {count} questions here: percent of these, not points of {OCRBENCH}."
-        for count in sorted(asked)
+        f"{BENCHMARKS[task].title} asked {count} questions here: percent of these, not points of "
+        f"{BENCHMARKS[task].over}."
+        for task, count in sorted(asked)
+        if BENCHMARKS[task].over not in (None, count)
     ]
 
 
@@ -269,7 +272,7 @@ def _groups(
         return None
     path = unit_path(out, table.model, row, task, limit)
     samples = store.read_samples(path) if files.read(store.read_result, row, path) else None
-    return stats.group(task, samples) if samples else None
+    return stats.group(BENCHMARKS[task], samples) if samples else None
 
 
 def _one_device(

@@ -5,9 +5,8 @@ Questions about one image stand or fall together, so the unit of resampling is t
 
     score = 100 * sum over strata of (sum over groups of y) / (sum over groups of n)
 
-One stratum, y = sum of scores, n = number of documents: a plain mean. MME: a stratum per category,
-a group per image, y = share right + (1 if all right), n = 1. MMBench: y = 1 if every rotation of a
-question is right, n = 1.
+One stratum, y = sum of scores, n = number of documents: a plain mean. What y and n are of another
+benchmark its record says (`tally` in `eval/benchmarks/records.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-MME_COGNITION = frozenset(
-    {"commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"}
-)
+from eval.benchmarks.record import Benchmark
+
 LEVEL = 0.95
 RESAMPLES = 9999
 EXACT = 12  # changes up to which all signs are tried
@@ -60,24 +58,18 @@ class Paired:
     same_answers: float  # share of equal answers
 
 
-def group(task: str, samples: Samples) -> Groups:
-    """Sum samples by their `group` (and `stratum`, MME's category); perception only for MME."""
+def group(benchmark: Benchmark, samples: Samples) -> Groups:
+    """Sum a benchmark's samples by their `group` (and `stratum`, if they have one)."""
     found: dict[tuple[str, str], list[float]] = {}
     for sample in samples:
         stratum = str(sample.get("stratum", ""))
-        if task != "mme" or stratum not in MME_COGNITION:
+        if stratum not in benchmark.uncounted:
             key = stratum, str(sample["group"])
             found.setdefault(key, []).append(float(sample["score"]))
     keys = tuple(sorted(found))
-    total, count, least = (
-        np.array([reduce(found[key]) for key in keys], dtype=float) for reduce in (sum, len, min)
-    )
+    y, n = np.array([benchmark.tally(found[key]) for key in keys], dtype=float).reshape(-1, 2).T
     answers = {sample["doc_id"]: sample["answer"].strip() for sample in samples}
-    if task == "mme":
-        return Groups(keys, total / count + (least == 1), np.ones(len(keys)), answers)
-    if task.startswith("mmbench"):
-        return Groups(keys, least, np.ones(len(keys)), answers)
-    return Groups(keys, total, count, answers)
+    return Groups(keys, y, n, answers)
 
 
 def score(groups: Groups) -> float:

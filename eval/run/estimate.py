@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.benchmarks.data import documents
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import Row, Table
 from eval.plan.units import Unit
 from eval.results import store
@@ -21,13 +21,14 @@ def plan(table: Table, units: Sequence[Unit], timing_n: int) -> str:
     lines, left = [], 0.0
     for number, unit in enumerate(units, 1):
         state, requests = store.state(unit.path), 0
+        documents = BENCHMARKS[unit.task].documents
         if state == "done" and present.change(unit.row, store.read_result(unit.path)):
             state = "stale"
         if state != "done":
-            requests += documents(unit.task, unit.limit)
+            requests += documents(unit.limit)
         times = store.read_timing(unit.path)
         if timing_n and (times is None or present.change(unit.row, times)):
-            requests += documents(unit.task, min(timing_n, unit.limit or timing_n)) + WARMUP
+            requests += documents(min(timing_n, unit.limit or timing_n)) + WARMUP
         needed = requests * pace.seconds(unit.row)
         left += needed
         shown = duration(needed) if pace.known else f"{requests} requests"

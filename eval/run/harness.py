@@ -7,13 +7,14 @@ import functools
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import data
+from eval.benchmarks.records import BENCHMARKS
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -132,69 +133,20 @@ def samples(
     results: Mapping[str, Any], name: str, answers: Mapping[tuple[str, int], Answer]
 ) -> list[dict[str, Any]]:
     """One line per document: answer, score in the task's own terms, what it clusters with."""
-    lines = []
+    benchmark, lines = BENCHMARKS[name], []
     for sample in results["samples"][name]:
         answer = answers[name, sample["doc_id"]]
-        score, group, stratum = _SCORES[name](sample)
         line = {
             "doc_id": sample["doc_id"],
             "answer": answer.text,
-            "score": float(score),
-            "group": str(sample["doc_id"] if group is None else group),
+            "score": benchmark.scored(sample),
+            "group": benchmark.grouped(sample),
             "patches": answer.patches,
             "newlines": answer.newlines,
             "total": answer.total,
             "generated": answer.generated,
         }
-        lines.append(line | ({"stratum": stratum} if stratum else {}))
+        if benchmark.stratum is not None:
+            line["stratum"] = benchmark.stratum(sample["doc"])
+        lines.append(line)
     return lines
-
-
-Scored = tuple[float, Any, str | None]  # score, group or None for the document, stratum
-
-
-def _mme(sample: Mapping[str, Any]) -> Scored:
-    names = ("mme_perception_score", "mme_cognition_score")
-    (found,) = (sample[name] for name in names if name in sample)
-    return found["score"], found["question_id"], found["category"]
-
-
-def _pope(sample: Mapping[str, Any]) -> Scored:
-    return sample["pope_accuracy"]["score"], sample["doc"].get("image_source"), None
-
-
-def _mmbench(sample: Mapping[str, Any]) -> Scored:
-    """MMBench's own rule on one turn of a question; all turns of a group must be right."""
-    import pandas as pd
-    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
-
-    row = {k if k in "ABCD" else k.lower(): v for k, v in sample["gpt_eval_score"].items()}
-    hit = MMBench_Evaluator().eval_sub_data(
-        pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True
-    )
-    return hit, row["index"] % 1_000_000, None
-
-
-def _ocrbench(sample: Mapping[str, Any]) -> Scored:
-    return sample["ocrbench_accuracy"]["score"], None, None
-
-
-def _exact(group: str | None) -> Callable[[Mapping[str, Any]], Scored]:
-    return lambda sample: (
-        sample["exact_match"],
-        sample["doc"].get(group) if group else None,
-        None,
-    )
-
-
-_SCORES: dict[str, Callable[[Mapping[str, Any]], Scored]] = {
-    "mme": _mme,
-    "pope": _pope,
-    "textvqa_val": _exact("image_id"),
-    "mmbench_en_dev": _mmbench,
-    "mmbench_en_dev_static": _mmbench,
-    "scienceqa_img": _exact(None),
-    "ocrbench": _ocrbench,
-    "gqa": _exact("imageId"),
-    "ai2d": _exact(None),
-}

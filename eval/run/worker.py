@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import data
-from eval.plan.table import BENCHMARKS
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.units import Unit
 from eval.results import store
 from eval.results.identity import checkpoint_digest, provenance, text_digest

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from eval.benchmarks import data as datasets
-from eval.benchmarks.data import PARTS
+from eval.benchmarks.records import BENCHMARKS
 
 TRANSFORMERS = ("5.23.0", "4.37.2")  # the two environments the tests run in
 LMMS_EVAL = "0.7.3"
@@ -119,7 +119,7 @@ def _device() -> Iterator[Finding]:
 
 
 def _folders(data: Path, out: Path) -> Iterator[Finding]:
-    missing = sorted({part.repository for part in datasets.missing(data, PARTS)})
+    missing = sorted({part.repository for part in datasets.missing(data, BENCHMARKS)})
     if missing:
         remedy = f"python -m eval prefetch configs/table1.yaml --data {data}"
         yield Finding("note", "data", f"{data} lacks {', '.join(missing)}: {remedy}")

@@ -22,5 +22,5 @@ def prefetch(
     logging.getLogger("eval").setLevel(logging.INFO)
     table = load_table(config, model)
     names = select_tasks(table, tasks)
-    fetch(table, names, data)
+    fetch(table.model, names, data)
     typer.echo(f"{table.model} and {len(names)} data sets are here")

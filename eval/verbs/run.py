@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import Table, load_table, select_rows, select_tasks
 from eval.plan.units import Unit, units
 from eval.run.estimate import plan
@@ -78,8 +79,8 @@ def _choose(
     shard: str | None,
 ) -> list[Unit]:
     names = select_tasks(table, tasks)
-    if "mme" in names and limit is not None and limit % 2:
-        raise ValueError(f"MME scores pairs of questions: --limit must be even, got {limit}")
+    for name in names:
+        BENCHMARKS[name].check_limit(limit)
     chosen = units(table, out, select_rows(table, rows), names, limit)
     return chosen if shard is None else _shard(chosen, shard)
 
