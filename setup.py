@@ -26,10 +26,13 @@ setup(
         + ["aiohttp", "loguru", "openpyxl", "pytablewriter", "pytz", "tenacity"],
         "flash": ["flash-attn"],
         "deepspeed": ["deepspeed==0.19.8"],
+        # The plug-in is made for this release: vLLM's model classes change with every one.
+        "serve": ["vllm==0.32.0"],
         "demo": ["gradio==6.31.0", "matplotlib", "scipy", "pyarrow", "typer"],
     },
     entry_points={
         "console_scripts": ["llava-hivtp=llava_hivtp.cli:main"],
+        "vllm.general_plugins": ["hivtp = llava_hivtp.serving:register"],
         "lmms_eval.models": ["llava_hivtp=llava_hivtp.lmms:manifest"],
     },
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from llava.model.llava_arch import unpad_image
 from torch import Tensor
 
 from llava_hivtp.vision import KeptTokens
 
-LAYOUTS = ("unpad", "mosaic")
+LAYOUTS = ("unpad", "inside", "mosaic")
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,9 @@ def merge_anyres(
     kept: KeptTokens,
     n: int,
     tile_grid: tuple[int, int],
-    image_size: tuple[int, int],
+    frame: tuple[int, int],
     newline: Tensor | None,
+    every_row: bool = False,
 ) -> PackedImage:
     """Pack projected survivors (P, D_lm) of one AnyRes image, row-aligned with `kept`.
 
@@ -43,14 +43,14 @@ def merge_anyres(
         kept: where they come from.
         n: side of a tile's patch grid.
         tile_grid: (columns, rows) of the sub-image tiles.
-        image_size: (width, height) of the image, to crop its letterbox as LLaVA-NeXT does.
-        newline: (D_lm,) put behind every row that keeps a token (layout `unpad`); None neither
-            crops nor breaks rows (layout `mosaic`, the printed counts of the paper's Table 2).
+        frame: (rows, columns) of patches in the middle of the tiles that hold the image; what lies
+            around, the letterbox, is cropped. Layout `mosaic` crops nothing.
+        newline: (D_lm,) put behind rows; None breaks none (layout `mosaic`).
+        every_row: put it behind every row of the frame (layout `inside`, where all survivors lie in
+            the frame and the length is known on the host), not behind those with a token (`unpad`).
     """
     columns, rows = tile_grid
-    high, wide = rows * n, columns * n
-    if newline is not None:  # LLaVA's own rounding, on a picture without channels
-        high, wide = unpad_image(torch.empty(0, high, wide), image_size).shape[1:]
+    high, wide = frame
     top, left = (rows * n - high) // 2, (columns * n - wide) // 2
     patch = kept.patch
     tile = kept.tile.to(patch.device, non_blocking=True)
@@ -64,18 +64,32 @@ def merge_anyres(
     patches, newlines = len(kept), 0
     if newline is not None:
         row = torch.where((tile > 0) & placed & inside, y, high)
-        # Without a column left, LLaVA still breaks every row: pruning nothing stays identical.
         breaks = row.new_zeros(high + 1).index_fill(0, row, 1)[:high]
-        breaks = breaks if wide else torch.ones_like(breaks)
+        # Without a column left, LLaVA still breaks every row: pruning nothing stays identical.
+        breaks = torch.ones_like(breaks) if every_row or not wide else breaks
         ends = (1 + torch.arange(high, device=row.device)) * (wide + 1)
         ends = torch.where(breaks > 0, ends, cropped)
-        # What is cropped and which rows are left empty must be known on the host.
-        patches, newlines = torch.stack([(key < cropped).sum(), breaks.sum()]).tolist()
+        newlines = high
+        if not every_row:  # what is cropped, which rows are left empty: the host must know
+            patches, newlines = torch.stack([(key < cropped).sum(), breaks.sum()]).tolist()
         key = torch.cat([key, ends])
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
     order = key.argsort(stable=True)[: patches + newlines].clamp(max=len(kept))
     tokens = tokens[order.to(tokens.device, non_blocking=True)]
     return PackedImage(tokens, kept, patches, newlines, n * n + high * wide)
+
+
+def inside(n: int, tile_grid: tuple[int, int], frame: tuple[int, int]) -> Tensor:
+    """Which patches of each tile show the image and not its letterbox, (T, N) bool on the host.
+
+    All of the base tile do.
+    """
+    (columns, rows), (high, wide) = tile_grid, frame
+    shown = torch.zeros(rows * n, columns * n, dtype=torch.bool)
+    top, left = (rows * n - high) // 2, (columns * n - wide) // 2
+    shown[top : top + high, left : left + wide] = True
+    tiles = shown.view(rows, n, columns, n).transpose(1, 2).reshape(-1, n * n)
+    return torch.cat([tiles.new_ones(1, n * n), tiles])
 
 
 def merge_single(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,14 +14,14 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
-from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.llava_arch import LlavaMetaForCausalLM, unpad_image
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from llava_hivtp.anyres import LAYOUTS, PackedImage, merge_anyres, merge_single
+from llava_hivtp.anyres import LAYOUTS, PackedImage, inside, merge_anyres, merge_single
 from llava_hivtp.pruners import Pruner, build_pruner
-from llava_hivtp.vision import AttentionTap, KeptTokens, VisionFeatures, encode_tiles
+from llava_hivtp.vision import AttentionTap, KeptTokens, VisionFeatures, encode_tiles, pixel_digest
 
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 
@@ -92,13 +91,15 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         if not tiles:
             raise ValueError("there is no image; pass images=None for a prompt without one")
         grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
-        chosen, check = self._choose(tiles, grids)
+        check_layout(self.layout)
+        sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
+        frames = [self._frame(grid, size) for grid, size in zip(grids, sizes, strict=True)]
+        chosen, check = self._choose(tiles, grids, frames)
         projected = self._project(torch.cat([kept.tokens for kept in chosen]))
         projected = projected.split([len(kept) for kept in chosen])
-        sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
         self.kept = [
             self._pack(*image, tiled)
-            for image in zip(projected, chosen, tiles, grids, sizes, strict=True)
+            for image in zip(projected, chosen, tiles, grids, frames, strict=True)
         ]
         return _Sequences(image.tokens for image in self.kept), check
 
@@ -131,7 +132,7 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         return spliced
 
     def _choose(
-        self, tiles: list[Tensor], grids: list[tuple[int, int]]
+        self, tiles: list[Tensor], grids: list[tuple[int, int]], frames: list[tuple[int, int]]
     ) -> tuple[list[KeptTokens], Callable[[], None]]:
         """Run the tower once over all tiles of all images; what the method keeps of each.
 
@@ -143,12 +144,21 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         check = _start_check(hidden, counts)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
         try:
-            if vars(type(pruner)).get("by_tile"):  # a subclass may choose otherwise, it says so
+            by_frame = self.layout == "inside" and any(map(any, grids))
+            if (
+                vars(type(pruner)).get("by_tile") and not by_frame
+            ):  # a subclass may choose otherwise, it says so
                 return pruner.select(every).split(counts), check
             chosen = []
-            for part, image, grid in zip(every.split(counts), tiles, grids, strict=True):
-                key = _digest(image) if pruner.seeded else 0
-                chosen.append(pruner.select(replace(part, key=key, tile_grid=grid)))
+            images = zip(every.split(counts), tiles, grids, frames, strict=True)
+            for part, image, grid, frame in images:
+                key = pixel_digest(image) if pruner.seeded else 0
+                part = replace(part, key=key, tile_grid=grid)
+                if by_frame and any(grid):
+                    shown = inside(part.n, grid, frame)
+                    chosen.append(pruner.select_inside(part, shown))
+                else:
+                    chosen.append(pruner.select(part))
             return chosen, check
         except Exception:
             check()  # NaN may have made the method fail: then name the image
@@ -190,23 +200,30 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
                 )
         return grids
 
+    def _unpads(self) -> bool:
+        merge = getattr(self.config, "mm_patch_merge_type", "flat")
+        return "unpad" in merge and self.layout != "mosaic"
+
+    def _frame(self, grid: tuple[int, int], size: tuple[int, int] | None) -> tuple[int, int]:
+        """(rows, columns) of sub-image patches that the layout shows."""
+        n, (columns, rows) = self.get_vision_tower().num_patches_per_side, grid
+        return unpadded(n, grid, size) if any(grid) and self._unpads() else (rows * n, columns * n)
+
     def _pack(
         self,
         tokens: Tensor,
         kept: KeptTokens,
         tiles: Tensor,
         grid: tuple[int, int],
-        size: tuple[int, int] | None,
+        frame: tuple[int, int],
         tiled: bool,
     ) -> PackedImage:
-        check_layout(self.layout)
         merge = getattr(self.config, "mm_patch_merge_type", "flat")
-        unpad = tiled and "unpad" in merge and self.layout == "unpad"
-        newline = self.get_model().image_newline if unpad else None
+        newline = self.get_model().image_newline if tiled and self._unpads() else None
         n = self.get_vision_tower().num_patches_per_side
         if len(tiles) == 1 or merge == "flat":
             return merge_single(tokens, kept, len(tiles) * n * n, newline)
-        return merge_anyres(tokens, kept, n, grid, size, newline)
+        return merge_anyres(tokens, kept, n, grid, frame, newline, self.layout == "inside")
 
 
 class PrunedLlavaLlamaForCausalLM(PrunedLlava, LlavaLlamaForCausalLM):
@@ -226,8 +243,11 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
     Args:
         model: an instance of an official LLaVA class.
         pruner: the method, or its name in PRUNERS.
-        layout: how AnyRes tiles are put together, "unpad" (LLaVA-NeXT's own reading order) or
-            "mosaic" (no unpadding, no newlines: the printed counts of the paper's Table 2).
+        layout: how AnyRes tiles are put together. "unpad": LLaVA-NeXT's own reading order; what
+            lies in the letterbox is cropped after the choice, a row that keeps a token keeps its
+            newline. "inside": the same order, but the choice is among the image's patches only and
+            every row keeps its newline, so the number of tokens is known before the image is seen.
+            "mosaic": no unpadding, no newlines, the printed counts of the paper's Table 2.
 
     Raises:
         TypeError: if `model` is not an official LLaVA.
@@ -256,6 +276,12 @@ def detach(model: Any) -> Any:
             model.__dict__.pop(name, None)
         model.__class__ = type(model).__mro__[2]
     return model
+
+
+def unpadded(n: int, tile_grid: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of sub-image patches without the letterbox, with LLaVA's own rounding."""
+    columns, rows = tile_grid
+    return tuple(unpad_image(torch.empty(0, rows * n, columns * n), image_size).shape[1:])
 
 
 def check_layout(layout: str) -> None:
@@ -350,11 +376,6 @@ def _start_check(hidden: Tensor, tiles: list[int]) -> Callable[[], None]:
             )
 
     return check
-
-
-def _digest(tiles: Tensor) -> int:
-    """The pixels as one number, before any cast: equal on every device and in every batch."""
-    return zlib.crc32(tiles.float().cpu().contiguous().numpy())
 
 
 @contextmanager

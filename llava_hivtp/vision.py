@@ -7,6 +7,7 @@ P kept tokens. Token 0 of the encoder is CLS. Layers count from 1, as the papers
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -166,6 +167,14 @@ def check_layers(layers: Iterable[int], n_layers: int) -> None:
         raise ValueError(
             f"layers {wrong} lie outside 1..{n_layers}; layers count from 1, as printed"
         )
+
+
+def pixel_digest(tiles: Tensor) -> int:
+    """The pixels (T, 3, H, W) as one number, before any cast: equal on every device, in any batch.
+
+    It is `VisionFeatures.key`.
+    """
+    return zlib.crc32(tiles.float().cpu().contiguous().numpy())
 
 
 def grid_side(n_patches: int) -> int:

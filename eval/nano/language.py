@@ -114,13 +114,15 @@ def reading_order(canvas: tuple[int, int]) -> Tensor:
     from llava.mm_utils import get_anyres_image_grid_shape
 
     from llava_hivtp.anyres import merge_anyres
+    from llava_hivtp.model import unpadded
     from llava_hivtp.vision import KeptTokens
 
     grid = get_anyres_image_grid_shape(canvas, PINPOINTS, SIDE)
     tiles = 1 + grid[0] * grid[1]
     number = torch.arange(tiles * GRID**2)
     kept = KeptTokens(number[:, None].float(), number // GRID**2, number % GRID**2)
-    packed = merge_anyres(kept.tokens, kept, GRID, grid, canvas, torch.tensor([-1.0]))
+    frame = unpadded(GRID, grid, canvas)
+    packed = merge_anyres(kept.tokens, kept, GRID, grid, frame, torch.tensor([-1.0]))
     return packed.tokens[:, 0].long()
 
 

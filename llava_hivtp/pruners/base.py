@@ -38,9 +38,36 @@ class Pruner:
         every = torch.arange(features.n_patches, device=features.tokens.device)
         return keep_indices(features, every.expand(features.n_tiles, -1))
 
+    @property
+    def chooses_inside(self) -> bool:
+        """Whether it has `select_inside`; subclasses say so with a class attribute."""
+        return type(self) is Pruner
+
+    def select_inside(self, features: VisionFeatures, inside: Tensor) -> KeptTokens:
+        """`select` among the patches where `inside`, (T, N) bool on the host, holds: layout inside.
+
+        A tile keeps min(its budget, patches inside), so their number is known on the host.
+
+        Raises:
+            ValueError: if the method cannot leave patches out.
+        """
+        if not self.chooses_inside:
+            raise ValueError(
+                f"{type(self).__name__} cannot choose inside the image only: use layout unpad or "
+                "mosaic"
+            )
+        return keep_mask(features, inside)
+
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """Most tokens `select` returns for one image of n_tiles tiles of n_patches patches."""
         return n_tiles * n_patches
+
+    def varies_by(self) -> str:
+        """The setting, such as "fill=False", by which an image decides how many tokens stay.
+
+        "" where `select` always returns exactly `budget` tokens.
+        """
+        return ""
 
     def check(self, n_layers: int, n_patches: int) -> None:
         """Raise a ValueError unless the method fits an encoder of this depth and grid."""
@@ -76,6 +103,13 @@ class ScorePruner(Pruner):
         """Keep the floor(keep * N) best patches per tile; ties go to the lowest index."""
         scores = finite(self.score(features))
         return keep_indices(features, best(scores, share(self.keep, features.n_patches)))
+
+    def select_inside(self, features: VisionFeatures, inside: Tensor) -> KeptTokens:
+        """Keep the best patches inside; needs a score that orders also those not kept."""
+        if not self.chooses_inside:
+            return super().select_inside(features, inside)
+        scores = finite(self.score(features))
+        return keep_inside(features, scores, inside, self.budget(1, features.n_patches))
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """floor(keep * N) in every tile."""
@@ -127,6 +161,21 @@ def keep_indices(features: VisionFeatures, patch: Tensor) -> KeptTokens:
     return KeptTokens(
         tokens.flatten(0, 1), torch.arange(tiles).repeat_interleave(count), patch.flatten()
     )
+
+
+def keep_inside(features: VisionFeatures, scores: Tensor, inside: Tensor, most: int) -> KeptTokens:
+    """The min(most, patches inside) best of (T, N) scores in every tile, in raster order.
+
+    `inside` is on the host, so nothing waits for the device. Ties go to the lowest index.
+    """
+    taken = torch.arange(features.n_patches) < inside.sum(1, keepdim=True).clamp(max=most)
+    tile, rank = taken.nonzero().T.contiguous()
+    shown, taken = inside.to(scores.device), taken.to(scores.device)
+    order = scores.masked_fill(~shown, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = order.masked_fill(~taken, features.n_patches).sort(1).values
+    there = tile.to(scores.device)
+    patch = order[there, rank.to(scores.device)]
+    return KeptTokens(features.tokens[there, patch], tile, patch)
 
 
 def keep_mask(features: VisionFeatures, mask: Tensor) -> KeptTokens:

@@ -26,6 +26,7 @@ class FoPru(ScorePruner):
     strategy: str = "rank"  # or "row"
 
     by_tile: ClassVar[bool] = True
+    chooses_inside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,7 @@ class HiPrune(ScorePruner):
     alpha: float = 0.1  # share of K meant for anchors and buffers, in [0, 1]
 
     by_tile: ClassVar[bool] = True
+    chooses_inside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,6 +62,10 @@ class HiRED(ScorePruner):
         """floor(keep * T * N), over all tiles together."""
         return share(self.keep, n_tiles * n_patches)
 
+    def varies_by(self) -> str:
+        """The released code rounds down and drops what exceeds a tile."""
+        return "faithful=True" if self.faithful else ""
+
     def counts(self, features: VisionFeatures) -> list[int]:
         """How many patches each tile keeps."""
         tiles, patches = features.n_tiles, features.n_patches

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from llava_hivtp.importance import received_attention
-from llava_hivtp.pruners.base import PaperLayers, Pruner, best, finite, keep_indices, keep_mask
+from llava_hivtp.pruners.base import (
+    PaperLayers,
+    Pruner,
+    best,
+    finite,
+    keep_indices,
+    keep_inside,
+    keep_mask,
+)
 from llava_hivtp.vision import KeptTokens, VisionFeatures, grid_side
 
 
@@ -29,6 +37,7 @@ class HIVTP(Pruner):
     fill: bool = False  # top up to exactly p_max with the next best tokens: static shapes
 
     by_tile: ClassVar[bool] = True
+    chooses_inside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("r", self.r), ("c", self.c)):
@@ -54,6 +63,16 @@ class HIVTP(Pruner):
         scores, stages = torch.stack([scores, stages.float()]).cpu()  # the one wait
         finite(scores)
         return keep_mask(features, stages > 0)
+
+    def select_inside(self, features: VisionFeatures, inside: Tensor) -> KeptTokens:
+        """Algorithm 2 with nothing but the image's patches to choose from."""
+        shown = inside.to(features.tokens.device)
+        scores = received_attention(features, self.layers).masked_fill(~shown, -torch.inf)
+        chosen = (self.stages(scores) > 0) & shown
+        if not self.fill:
+            return keep_mask(features, chosen)
+        most = self.budget(1, features.n_patches)
+        return keep_inside(features, scores.masked_fill(chosen, torch.inf), inside, most)
 
     def stages(self, scores: Tensor) -> Tensor:
         """Stage that keeps each patch of (T, N) scores: 1 global, 2 local, 0 none.
@@ -89,6 +108,10 @@ class HIVTP(Pruner):
                 f"r={self.r}, k={self.k}, c=None keeps no token of {n_patches}; raise k or give c"
             )
         return n_tiles * min(kept, n_patches)
+
+    def varies_by(self) -> str:
+        """Only `fill` makes the number known before the image is seen."""
+        return "" if self.fill else "fill=False"
 
     def _per_region(self, area: int) -> int:
         return int(Fraction(str(self.k)) * area / 100)  # floor, as in Table 1: k=15 keeps 21 of 144

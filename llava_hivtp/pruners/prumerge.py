@@ -68,6 +68,10 @@ class PruMerge(ScorePruner):
             )
         return n_tiles * count
 
+    def varies_by(self) -> str:
+        """Outliers are as many as the image has."""
+        return "adaptive=True" if self.adaptive else ""
+
     def centres(self, attention: Tensor, outliers: int, most: int) -> Tensor:
         """Centres of a tile with (N,) attention, in the order they are returned."""
         order = attention.argsort(descending=True, stable=True)

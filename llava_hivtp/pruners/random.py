@@ -24,6 +24,7 @@ class Random(ScorePruner):
     seed: int = 0
 
     seeded: ClassVar[bool] = True
+    chooses_inside: ClassVar[bool] = True
 
     def score(self, features: VisionFeatures) -> Tensor:
         """One draw from [0, 1) per patch, made on the CPU, (T, N)."""

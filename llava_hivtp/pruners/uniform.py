@@ -21,6 +21,7 @@ class Uniform(ScorePruner):
     """
 
     by_tile: ClassVar[bool] = True
+    chooses_inside: ClassVar[bool] = True
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Minus the place of each patch in the Bayer order, the same in every tile, (T, N)."""

@@ -8,10 +8,13 @@ from itertools import permutations
 import pytest
 import torch
 from ask import embed, generate, prompt_ids
+from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 from llava_hivtp import PRUNERS, attach, build_pruner, detach
+from llava_hivtp.anyres import inside
 from llava_hivtp.images import prepare_images
+from llava_hivtp.model import unpadded
 from llava_hivtp.pruners import Pruner
 
 ASK = [
@@ -201,6 +204,30 @@ def test_mosaic_layout_counts_patches_only(pruned, photo):
     assert image.total == 5 * 576
     assert image.newlines == 0
     assert image.patches == len(image.kept)
+
+
+def test_inside_reads_as_unpad_but_its_length_is_known_before(pruned, photo):
+    llava = pruned("next")
+    model, most = llava[0], 144
+    pixels, sizes = prepare_images(
+        [photo(size) for size in [(640, 480), (900, 200), (336, 336)]], llava[2], model.config
+    )
+    model.pruner = "none"
+    stock = model.encode_images(pixels, sizes)
+    model.layout = "inside"
+    assert all(map(torch.equal, model.encode_images(pixels, sizes), stock))
+    model.pruner = build_pruner("hivtp", k=25, c=None, fill=True)
+    for sequence, image, tiles, size in zip(
+        model.encode_images(pixels, sizes), model.kept, pixels, sizes, strict=True
+    ):
+        grid = get_anyres_image_grid_shape(size, model.config.image_grid_pinpoints, 336)
+        frame = unpadded(24, grid, size)
+        shown = inside(24, grid, frame)
+        assert shown[image.kept.tile, image.kept.patch].all()
+        assert len(shown) == len(tiles)
+        assert image.newlines == frame[0]
+        assert len(sequence) == int(shown.sum(1).clamp(max=most).sum()) + frame[0]
+    model.layout = "unpad"
 
 
 def test_encode_images_prunes_plain_pixels(pruned, photo):

@@ -165,6 +165,28 @@ def test_fill_tops_every_tile_up_to_p_max():
     assert set(zip(plain.tile.tolist(), plain.patch.tolist(), strict=True)) <= here
 
 
+@pytest.mark.parametrize("setting", [(2, 25, 2), (2, 14, 3), (3, 25, 2), (2, 50, None)])
+@pytest.mark.parametrize("fill", [False, True])
+def test_inside_is_the_algorithm_without_the_letterbox(setting, fill):
+    r, k, c = setting
+    image = features(tiles=3)
+    shown = torch.ones(3, 144, dtype=torch.bool)
+    shown[1].view(12, 12)[:5] = False  # a letterbox above, and on two sides of the third tile
+    shown[2].view(12, 12)[:, :3] = shown[2].view(12, 12)[:, 11:] = False
+    pruner = HIVTP(r=r, k=k, c=c, fill=fill)
+    kept = pruner.select_inside(image, shown)
+    scores = received_attention(image, pruner.layers)
+    for tile, (row, seen) in enumerate(zip(scores.tolist(), shown.tolist(), strict=True)):
+        row = [score if here else -1.0 for score, here in zip(row, seen, strict=True)]
+        chosen = set().union(*literal(row, 12, r, k, c))
+        chosen = {t for t in chosen if seen[t]}
+        if fill:
+            rest = sorted(set(range(144)) - chosen, key=lambda t: (-row[t], t))
+            most = min(pruner.budget(1, 144), sum(seen))
+            chosen |= set(rest[: most - len(chosen)])
+        assert set(kept.patch[kept.tile == tile].tolist()) == chosen
+
+
 def test_an_image_is_pruned_alike_alone_and_among_others():
     image, other = features(seed=1), features(seed=2)
     both = replace(

@@ -13,7 +13,7 @@ from features import GRIDS, cast, random_features, tile_of
 from torch import Tensor
 
 from eval.plan.table import load_table
-from llava_hivtp.anyres import merge_anyres
+from llava_hivtp.anyres import inside, merge_anyres
 from llava_hivtp.pruners import PRUNERS, Pruner, ScorePruner, build_pruner
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
@@ -77,6 +77,8 @@ def holds_its_contract(pruner: Pruner, features: VisionFeatures) -> None:
     kept = pruner.select(features)
     assert kept.tokens.shape == (len(kept.tile), features.tokens.shape[2])
     assert 0 < len(kept) <= pruner.budget(features.n_tiles, features.n_patches)
+    if not pruner.varies_by():
+        assert len(kept) == pruner.budget(features.n_tiles, features.n_patches)
     assert len(kept.tile) == len(kept.patch)
     assert kept.tile.dtype == kept.patch.dtype == torch.int64
     assert kept.tokens.dtype == features.tokens.dtype
@@ -223,17 +225,39 @@ def test_anyres_merge_takes_what_a_method_keeps(
     kept = build_pruner(name, **arguments).select(features)
     newline = torch.zeros(features.tokens.shape[2]) if layout == "unpad" else None
     n, (columns, rows) = features.n, features.tile_grid
-    size = (columns * n * 10, rows * n * 10 - 40)  # a letterbox of two patch rows, above and below
-    image = merge_anyres(kept.tokens, kept, n, features.tile_grid, size, newline)
+    frame = (rows * n - 4 * (layout == "unpad"), columns * n)  # two rows of letterbox on each side
+    image = merge_anyres(kept.tokens, kept, n, features.tile_grid, frame, newline)
     assert len(image.tokens) == image.patches + image.newlines
-    inside = kept.tile >= 0
+    left = kept.tile >= 0
     if layout == "unpad":
         row = (kept.tile - 1) // columns * n + kept.patch // n
         placed = (kept.tile > 0) & (kept.patch >= 0)
-        inside = ~placed | ((row >= 2) & (row < rows * n - 2))
-    assert image.patches == int(inside.sum())
+        left = ~placed | ((row >= 2) & (row < rows * n - 2))
+    assert image.patches == int(left.sum())
     survivors = torch.sort(image.tokens[image.tokens.abs().sum(1) > 0], dim=0).values
-    assert torch.equal(survivors, torch.sort(kept.tokens[inside], dim=0).values)
+    assert torch.equal(survivors, torch.sort(kept.tokens[left], dim=0).values)
+
+
+@pytest.mark.parametrize("tiles", [3, 4, 5])
+@every_setting
+def test_inside_keeps_only_the_image_and_as_many_as_are_known_before(
+    name: str, arguments: dict, tiles: int
+) -> None:
+    features, pruner = features_of(tiles), build_pruner(name, **arguments)
+    columns, rows = features.tile_grid
+    shown = inside(features.n, (columns, rows), (rows * features.n - 14, columns * features.n))
+    if not pruner.chooses_inside:
+        with pytest.raises(ValueError, match=r"cannot choose inside.* mosaic"):
+            pruner.select_inside(features, shown)
+        return
+    kept = pruner.select_inside(features, shown)
+    assert shown[kept.tile, kept.patch].all()
+    position = kept.tile * features.n_patches + kept.patch
+    assert (position.diff() > 0).all()
+    assert torch.equal(kept.tokens, features.tokens[kept.tile, kept.patch])
+    each = shown.sum(1).clamp(max=pruner.budget(1, features.n_patches))
+    found = kept.tile.bincount(minlength=tiles)
+    assert (found <= each).all() if pruner.varies_by() else torch.equal(found, each)
 
 
 @pytest.mark.parametrize("name", [n for n in PRUNERS if n not in (*MERGING, "hivtp")] + ["avgpool"])

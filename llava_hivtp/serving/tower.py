@@ -1,0 +1,157 @@
+"""vLLM's CLIP tower, tapped, and what a method keeps of its tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import tensor_model_parallel_all_gather
+
+from llava_hivtp.pruners import Pruner
+from llava_hivtp.vision import KeptTokens, VisionFeatures
+
+logger = logging.getLogger(__name__)
+
+
+class Chooser:
+    """Runs vLLM's CLIPVisionModel and lets a method choose among its tokens."""
+
+    def __init__(self, pruner: Pruner, tower: nn.Module, projector: nn.Module) -> None:
+        self.pruner, self.tower, self.projector = pruner, tower, projector
+        self.proven = False  # the first images gave numbers: those that vLLM itself makes to start
+
+    def __call__(
+        self,
+        tiles: Sequence[Tensor],
+        grids: Sequence[tuple[int, int]],
+        digests: Sequence[int],
+        shown: Sequence[Tensor | None],
+    ) -> list[KeptTokens]:
+        """What the method keeps of every image.
+
+        Args:
+            tiles: (T_i, 3, H, W) of every image; the tower runs once over all of them.
+            grids: (columns, rows) of every image's sub-image tiles, (0, 0) without any.
+            digests: `pixel_digest` of every image.
+            shown: (T_i, N) of the patches to choose among; None for all.
+        """
+        counts, pruner = [len(image) for image in tiles], self.pruner
+        with tapped(self.tower, pruner.layers) as (queries, keys):
+            hidden = self.tower(torch.cat(list(tiles)), feature_select_strategy="full")
+        lost = self._without_numbers(hidden, counts)
+        if lost:
+            hidden, queries, keys = _numbers(hidden), _each(queries), _each(keys)
+        every = VisionFeatures(hidden[:, 1:], hidden[:, 0], queries, keys, self.projector)
+        chosen = self._select(every, counts, grids, digests, shown)
+        for kept, count, mask in zip(chosen, counts, shown, strict=True):
+            self._check_count(len(kept), count, every.n_patches, mask)
+        for image in lost:
+            nothing = torch.full_like(chosen[image].tokens, torch.nan)
+            chosen[image] = replace(chosen[image], tokens=nothing)
+        return chosen
+
+    def project(self, chosen: Sequence[KeptTokens]) -> list[Tensor]:
+        """(P_i, D_lm) of every image, in one pass of the projector."""
+        projected = self.projector(torch.cat([kept.tokens for kept in chosen]))
+        return list(projected.split([len(kept) for kept in chosen]))
+
+    def _select(
+        self,
+        every: VisionFeatures,
+        counts: list[int],
+        grids: Sequence[tuple[int, int]],
+        digests: Sequence[int],
+        shown: Sequence[Tensor | None],
+    ) -> list[KeptTokens]:
+        if self.pruner.by_tile and all(mask is None for mask in shown):
+            return self.pruner.select(every).split(counts)
+        chosen = []
+        for image, *given, mask in zip(every.split(counts), grids, digests, shown, strict=True):
+            image = replace(image, tile_grid=given[0], key=given[1])
+            alone = mask is None
+            chosen.append(
+                self.pruner.select(image) if alone else self.pruner.select_inside(image, mask)
+            )
+        return chosen
+
+    def _check_count(self, kept: int, tiles: int, patches: int, mask: Tensor | None) -> None:
+        room = self.pruner.budget(tiles, patches)
+        if mask is not None:
+            room = int(mask.sum(1).clamp(max=self.pruner.budget(1, patches)).sum())
+        if kept != room:
+            raise ValueError(
+                f"{type(self.pruner).__name__} kept {kept} tokens where vLLM made room for {room}: "
+                "a method whose count the image decides must say so in `varies_by`"
+            )
+
+    def _without_numbers(self, hidden: Tensor, counts: list[int]) -> list[int]:
+        """Which images came out of the tower with NaN or infinity.
+
+        An engine that starts like that is wrong as a whole. Later one image must not end the
+        others' requests: it is logged, and its tokens are NaN, so that its answer is no answer.
+        """
+        sound = torch.isfinite(hidden).flatten(1).all(1).tolist()
+        lost = [i for i, part in enumerate(torch.tensor(sound).split(counts)) if not part.all()]
+        if lost and not self.proven:
+            raise ValueError(
+                "the vision tower gives NaN or infinity for vLLM's own first image; check the "
+                "checkpoint, and --dtype"
+            )
+        self.proven = True
+        for image in lost:
+            logger.error(
+                "Image %d of a batch of %d gives NaN or infinity in the vision tower: its answer "
+                "is worthless; try another --dtype.",
+                image,
+                len(counts),
+            )
+        return lost
+
+
+def _numbers(values: Tensor) -> Tensor:
+    return torch.nan_to_num(values, 0.0, 0.0, 0.0)
+
+
+def _each(taps: dict[int, Tensor]) -> dict[int, Tensor]:
+    return {layer: _numbers(tap) for layer, tap in taps.items()}
+
+
+@contextmanager
+def tapped(
+    tower: nn.Module, layers: Sequence[int]
+) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    """Record queries and keys, layer -> (T, H, 1 + N, Dh), while the block is open.
+
+    vLLM makes q, k and v in one product, and under tensor parallelism every rank those of its own
+    heads. They are gathered, so that all ranks choose alike.
+    """
+    queries: dict[int, Tensor] = {}
+    keys: dict[int, Tensor] = {}
+    handles = []
+    for layer in layers:
+        attention = tower.vision_model.encoder.layers[layer - 1].self_attn
+        hook = _recorder(queries, keys, layer, attention)
+        handles.append(attention.qkv_proj.register_forward_hook(hook))
+    try:
+        yield queries, keys
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(
+    queries: dict[int, Tensor], keys: dict[int, Tensor], layer: int, attention: nn.Module
+) -> Callable:
+    def hook(module: nn.Module, inputs: tuple, output: tuple) -> None:
+        q, k, _ = output[0].detach().chunk(3, dim=-1)
+        for record, part in ((queries, q), (keys, k)):
+            heads = part.unflatten(-1, (attention.num_heads_per_partition, -1))
+            if attention.tp_size > 1:
+                heads = tensor_model_parallel_all_gather(heads.contiguous(), dim=2)
+            record[layer] = heads.transpose(1, 2)
+
+    return hook
