@@ -25,6 +25,8 @@ EMBEDDED_LAYERS = {
     "prumerge": "12",
     "prumerge_plus": "12",
     "hiprune": "5+11",
+    "scope": "11",
+    "holov": "11",
 }
 _WRAP = 40  # characters of a column
 _SHORT = "\nAnswer the question using a single word or phrase."  # as its data sets ask

@@ -42,6 +42,12 @@ class VisionFeatures:
         """Side of the patch grid."""
         return grid_side(self.n_patches)
 
+    def projected(self) -> Tensor:
+        """All tokens as the language model sees them, (T, N, D_lm) float32."""
+        if self.project is None:
+            raise ValueError("projected tokens are compared; give VisionFeatures.project")
+        return self.project(self.tokens).float()
+
     def split(self, tiles: list[int]) -> list[VisionFeatures]:
         """Cut the tiles of several images apart, so many of each; views, nothing is copied."""
 

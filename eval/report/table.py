@@ -37,6 +37,8 @@ METHODS = {
     "vispruner": "VisPruner",
     "divprune": "DivPrune",
     "hiprune": "HiPrune",
+    "scope": "SCOPE",
+    "holov": "HoloV",
 }
 SETS = {"paper": "", "control": " (control)", "beyond": " (beyond the paper)"}
 INTERVALS = (

@@ -14,8 +14,10 @@ from llava_hivtp.pruners.fopru import FoPru
 from llava_hivtp.pruners.hiprune import HiPrune
 from llava_hivtp.pruners.hired import HiRED
 from llava_hivtp.pruners.hivtp import HIVTP
+from llava_hivtp.pruners.holov import HoloV
 from llava_hivtp.pruners.prumerge import PruMerge, PruMergePlus
 from llava_hivtp.pruners.random import Random
+from llava_hivtp.pruners.scope import SCOPE
 from llava_hivtp.pruners.uniform import Uniform
 from llava_hivtp.pruners.visionzip import VisionZip
 from llava_hivtp.pruners.vispruner import VisPruner
@@ -31,6 +33,8 @@ PRUNERS: dict[str, type[Pruner]] = {
     "vispruner": VisPruner,
     "divprune": DivPrune,
     "hiprune": HiPrune,
+    "scope": SCOPE,
+    "holov": HoloV,
     "random": Random,
     "uniform": Uniform,
     "avgpool": AvgPool,

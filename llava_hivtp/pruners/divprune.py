@@ -26,10 +26,8 @@ class DivPrune(ScorePruner):
 
     def score(self, features: VisionFeatures) -> Tensor:
         """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
-        if features.project is None:
-            raise ValueError("DivPrune compares projected tokens; give VisionFeatures.project")
         count = share(self.keep, features.n_patches)
-        directions = normalize(features.project(features.tokens).float(), dim=-1)
+        directions = normalize(features.projected(), dim=-1)
         distance = finite(1 - directions @ directions.transpose(1, 2))  # (T, N, N)
         nearest = distance.kthvalue(2).values  # the nearest is the patch itself
         nearest_pick = torch.full_like(nearest, torch.inf)

@@ -233,6 +233,59 @@ def hiprune(features: VisionFeatures, count: int, alpha: float) -> list[Token]:
     return patches(features, chosen)
 
 
+def scope(features: VisionFeatures, count: int, saliency, alpha: float) -> list[Token]:
+    chosen = []
+    for t in range(features.n_tiles):
+        x, weight = rows_of(features, t), saliency(features, 23, t)
+        likeness = [[cosine(a, b) for b in x] for a in x]
+        covered, picks = [0.0] * len(x), []
+        while len(picks) < count:
+            left = [i for i in range(len(x)) if i not in picks]
+            gains = [
+                sum(max(0.0, likeness[i][j] - covered[j]) for j in range(len(x)))
+                * weight[i] ** alpha
+                for i in left
+            ]
+            picks.append(left[top(gains, 1)[0]])
+            covered = [max(c, likeness[picks[-1]][j]) for j, c in enumerate(covered)]
+        chosen.append(picks)
+    return patches(features, chosen)
+
+
+def holov(features: VisionFeatures, count: int, crops: int, alpha: float) -> list[Token]:
+    """The released code's steps, and the best attended of the others where it pads with zeros."""
+    chosen = []
+    for t in range(features.n_tiles):
+        x = features.project(features.tokens[t]).double().numpy()
+        attention = from_cls(features, 23, t)
+        size, longer = divmod(len(x), crops)
+        strips, start = [], 0
+        for i in range(crops):
+            stop = start + size + (i < longer)
+            strips.append(list(range(start, stop)))
+            start = stop
+        scores = []
+        for strip in strips:
+            spread = []
+            for i in strip:
+                row = [0.0 if i == j else cosine(x[i], x[j]) for j in strip]
+                mean = sum(row) / (len(strip) - 1)
+                spread.append(sum((c - mean) ** 2 for c in row) / (len(strip) - 1))
+            scaled = [1e3 * attention[i] for i in strip]
+            scale = np.mean(scaled) / (np.mean(spread) + 1e-6)
+            scores.append(np.mean(scaled) + alpha * scale * np.mean(spread))
+        weights = [score / (sum(scores) + 1e-6) for score in scores]
+        shares = [math.floor(weight * count) for weight in weights]
+        for i in top(weights, count - sum(shares)):
+            shares[i] += 1
+        kept = []
+        for strip, own in zip(strips, shares, strict=True):
+            kept += [strip[i] for i in top([attention[p] for p in strip], own)]
+        kept += [p for p in top(attention, len(x)) if p not in kept][: count - len(kept)]
+        chosen.append(kept)
+    return patches(features, chosen)
+
+
 def avgpool(features: VisionFeatures, count: int) -> list[Token]:
     rows = math.isqrt(count)
     columns = min(count // rows, n)
@@ -308,6 +361,25 @@ CASES = [
         ("hiprune", {"keep": k, "alpha": a}, lambda f, k=k, a=a: hiprune(f, int(k * N), a))
         for k in KEEP
         for a in (0.1, 0.7, 1)
+    ],
+    *[
+        (
+            "scope",
+            {"keep": k, "saliency": word, "alpha": a},
+            lambda f, k=k, s=saliency, a=a: scope(f, int(k * N), s, a),
+        )
+        for k in (*KEEP, 0.03)
+        for word, saliency in (("cls", from_cls), ("received", received))
+        for a in (0.5, 1, 2.5)
+    ],
+    *[
+        (
+            "holov",
+            {"keep": k, "crops": c, "alpha": a},
+            lambda f, k=k, c=c, a=a: holov(f, int(k * N), c, a),
+        )
+        for k in (*KEEP, 0.03)
+        for c, a in ((16, 0.09), (5, 0.09), (1, 2))
     ],
     *[("avgpool", {"keep": k}, lambda f, k=k: avgpool(f, int(k * N))) for k in (*KEEP, 0.99)],
     *[("uniform", {"keep": k}, lambda f, k=k: uniform(f, int(k * N))) for k in KEEP],
@@ -557,9 +629,39 @@ def test_divprune_takes_one_of_each_kind_before_a_second_of_any() -> None:
     assert len(build_pruner("divprune", keep=0.5).select(features)) == 36  # none of them twice
 
 
-def test_divprune_needs_a_projector() -> None:
+def test_scope_covers_every_kind_before_it_covers_one_twice() -> None:
+    kinds = torch.eye(16)[torch.arange(36) // 9].repeat(2, 1, 1)  # four kinds, nine of each
+    attention = torch.linspace(1, 2, 36).repeat(2, 1)
+    features = replace(with_attention({23: attention}), tokens=kinds)
+    kept = build_pruner("scope", keep=0.12).select(features)  # 4 of 36
+    assert kept.patch.tolist() == [8, 17, 26, 35] * 2  # of each kind the most attended one
+    kept = build_pruner("scope", keep=0.17).select(features)  # 6: nothing is left to cover
+    assert kept.patch.tolist() == [0, 1, 8, 17, 26, 35] * 2
+
+
+def test_holov_spends_its_budget_by_attention_whatever_the_variance() -> None:
+    features = random_features(3, 576)
+    shares = [
+        build_pruner("holov", keep=0.1, alpha=alpha).select(features).patch // 36
+        for alpha in (0, 5)
+    ]
+    assert torch.equal(*shares)
+
+
+def test_holov_gives_to_others_what_a_strip_cannot_take() -> None:
+    attention = torch.full((1, 36), 1e-4)
+    attention[0, 6:12] = 1  # all of the second of six strips
+    attention[0, [20, 30]] = 2e-4
+    features = with_attention({23: attention})
+    kept = build_pruner("holov", keep=0.25, crops=6).select(features)  # 9, of which it takes 6
+    assert kept.patch.tolist() == [0, *range(6, 12), 20, 30]
+    assert torch.equal(kept.tokens, features.tokens[0, kept.patch])  # no zeros for padding
+
+
+@pytest.mark.parametrize("name", ["divprune", "holov"])
+def test_what_compares_projected_tokens_needs_a_projector(name: str) -> None:
     with pytest.raises(ValueError, match="give VisionFeatures.project"):
-        build_pruner("divprune").select(replace(random_features(), project=None))
+        build_pruner(name).select(replace(random_features(), project=None))
 
 
 def test_uniform_is_a_grid_at_a_quarter_and_a_checkerboard_at_a_half() -> None:

@@ -31,6 +31,9 @@ SETTINGS = {
     "vispruner": [{"keep": k} for k in KEEP] + [{"keep": 0.4, "important": i} for i in (0, 1)],
     "divprune": [{"keep": k} for k in KEEP],
     "hiprune": [{"keep": k} for k in KEEP] + [{"keep": 0.02, "alpha": 1}],
+    "scope": [{"keep": k} for k in KEEP]
+    + [{"keep": 0.4, "saliency": "received"}, {"keep": 0.1, "alpha": 0}],
+    "holov": [{"keep": k} for k in (*KEEP, 0.02)] + [{"keep": 0.4, "crops": 7, "alpha": 2}],
     "random": [{"keep": k} for k in KEEP] + [{"keep": 0.4, "seed": 7}],
     "uniform": [{"keep": k} for k in KEEP],
     "avgpool": [{"keep": k} for k in KEEP],
@@ -311,6 +314,13 @@ def test_a_share_that_keeps_nothing_is_refused(name: str) -> None:
         ("hired", {"layers": (23,)}, "layers must be a first and a late layer"),
         ("hiprune", {"alpha": 2}, r"alpha must be a share in \[0, 1\], got 2"),
         ("hiprune", {"layers": (9, 10, 23)}, "layers must be object layer and deep layer"),
+        ("scope", {"saliency": "text"}, "saliency must be one of .*'text'"),
+        ("scope", {"alpha": -1}, "alpha must be a number from 0, got -1"),
+        ("scope", {"alpha": "much"}, "alpha must be a number from 0, got 'much'"),
+        ("scope", {"layers": (22, 23)}, "layers must be one layer"),
+        ("holov", {"crops": 0}, "crops must be a whole number from 1, got 0"),
+        ("holov", {"alpha": float("inf")}, "alpha must be a number from 0, got inf"),
+        ("holov", {"layers": ()}, "layers must be one layer"),
         ("fopru", {"ratio": 0.5}, "takes no ratio"),
     ],
 )
