@@ -2,17 +2,17 @@
 
 import typer
 
-from eval.efficiency import efficiency
-from eval.efficiency.methods import methods
-from eval.efficiency.tap import tap
 from eval.verbs.claims import claims
 from eval.verbs.doctor import doctor
+from eval.verbs.efficiency import efficiency
 from eval.verbs.explore import explore
 from eval.verbs.figures import figures
+from eval.verbs.methods import methods
 from eval.verbs.prefetch import prefetch
 from eval.verbs.run import run
 from eval.verbs.status import status
 from eval.verbs.table import table
+from eval.verbs.tap import tap
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 for verb in (

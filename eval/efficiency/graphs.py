@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from eval.efficiency.stopwatch import Stopwatch
 from llava_hivtp.vision import encoder_of
-
-if TYPE_CHECKING:
-    from eval.efficiency.request import Stopwatch
 
 BUCKET = 16  # a ragged method then needs one or two graphs; padding costs 2 % of a short prompt
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from eval.efficiency.shapes import Shape
+from eval.untrained.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestSizes:
     """Sizes of one request, or of a batch of equal ones."""
 
     batch: int
@@ -61,7 +61,7 @@ class Stages:
         return sum(getattr(self, field.name).seconds(ceilings) for field in fields(self))
 
 
-def stages(shape: Shape, request: Request, itemsize: int) -> Stages:
+def stages(shape: Shape, request: RequestSizes, itemsize: int) -> Stages:
     """Work up to the first token. `itemsize`: bytes per weight and per cached number."""
     return Stages(
         _tower(shape, request, itemsize),
@@ -70,7 +70,7 @@ def stages(shape: Shape, request: Request, itemsize: int) -> Stages:
     )
 
 
-def decode(shape: Shape, request: Request, itemsize: int, step: int) -> Work:
+def decode(shape: Shape, request: RequestSizes, itemsize: int, step: int) -> Work:
     """Work of the `step`-th token after the first (from 1): every weight and cached key is read."""
     length = request.length + step
     per_layer = _lm_layer_weights(shape)
@@ -80,14 +80,14 @@ def decode(shape: Shape, request: Request, itemsize: int, step: int) -> Work:
     return Work(flops, weights * itemsize + cache_bytes(shape, request, itemsize, step))
 
 
-def cache_bytes(shape: Shape, request: Request, itemsize: int, generated: int = 0) -> int:
+def cache_bytes(shape: Shape, request: RequestSizes, itemsize: int, generated: int = 0) -> int:
     """Keys and values of the prompt and of `generated` tokens."""
     per_token = 2 * shape.layers * shape.kv_width * itemsize
     return request.batch * (request.length + generated) * per_token
 
 
 def request_seconds(
-    shape: Shape, request: Request, itemsize: int, ceilings: Ceilings, new_tokens: int = 1
+    shape: Shape, request: RequestSizes, itemsize: int, ceilings: Ceilings, new_tokens: int = 1
 ) -> float:
     """Least time of a request of `new_tokens`."""
     steps = (decode(shape, request, itemsize, step) for step in range(1, new_tokens))
@@ -97,8 +97,8 @@ def request_seconds(
 
 def gain_ends(
     shape: Shape,
-    full: Request,
-    pruned: Request,
+    full: RequestSizes,
+    pruned: RequestSizes,
     itemsize: int,
     ceilings: Ceilings,
     most: int,
@@ -125,7 +125,7 @@ def tap_bytes(shape: Shape, layers: int, itemsize: int) -> int:
     return 2 * layers * (1 + shape.tower.patches) * shape.tower.width * itemsize
 
 
-def _tower(shape: Shape, request: Request, itemsize: int) -> Work:
+def _tower(shape: Shape, request: RequestSizes, itemsize: int) -> Work:
     tower = shape.tower
     tokens = 1 + tower.patches
     embed = 3 * tower.patch**2 * tower.width
@@ -135,12 +135,12 @@ def _tower(shape: Shape, request: Request, itemsize: int) -> Work:
     return Work(flops, (embed + request.depth * weights) * itemsize)
 
 
-def _project(shape: Shape, request: Request, itemsize: int) -> Work:
+def _project(shape: Shape, request: RequestSizes, itemsize: int) -> Work:
     weights = shape.tower.width * shape.width + shape.width**2
     return Work(2 * weights * request.batch * request.projected, weights * itemsize)
 
 
-def _prefill(shape: Shape, request: Request, itemsize: int) -> Work:
+def _prefill(shape: Shape, request: RequestSizes, itemsize: int) -> Work:
     """LLaVA asks for the logits of every position, not of the last one alone."""
     length = request.length
     head = shape.width * shape.vocab

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.efficiency.report import Comparison, Result, printed_ratios
+from eval.efficiency.comparison import Comparison, Result, stock_of
+from eval.efficiency.printed import printed_ratios
 from eval.plan.table import Table
 
 OURS, IDEAL, PAPER = "#0b5fa5", "#0b5fa5", "#b0532a"
@@ -20,7 +21,7 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    stock = next(result for result in results if result.case.pruner is None)
+    stock = stock_of(results)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, title in ((left, "TTFT"), (right, f"throughput, {new_tokens} new tokens")):
         axis.set_title(f"{title}, ratio to stock LLaVA", fontsize=10)
@@ -32,7 +33,7 @@ def draw(
             continue
         comparison = Comparison(result, stock)
         share = result.image_tokens / stock.image_tokens
-        hivtp = result.case.name.startswith("hivtp")
+        hivtp = result.case.is_hivtp
         color = OURS if hivtp else "0.6"
         for axis, spread, ideal in (
             (left, comparison.ttft, comparison.ideal_ttft),

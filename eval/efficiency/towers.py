@@ -10,20 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, CLIPVisionConfig
 
-from eval.efficiency.measure import (
-    Clock,
-    Spread,
-    ceilings,
-    interleave,
-    peak_bytes,
-    plan_nothing,
-    ratios,
-    synchronize,
-    timed,
-)
-from eval.efficiency.shapes import Encoder
+from eval.clock import Clock, Spread, Watch, interleave, ratios, synchronize, timed
+from eval.efficiency.device import ceilings, leave_out_cudnn_attention, peak_bytes
+from eval.markdown import pipes
+from eval.untrained.models import random_tower
+from eval.untrained.shapes import Encoder
 from llava_hivtp import importance
 from llava_hivtp.pruners import HIVTP
 from llava_hivtp.vision import VisionFeatures, encode_tiles, encoder_of
@@ -48,19 +40,11 @@ class Towers:
         cls, encoder: Encoder, device: torch.device, dtype: torch.dtype, cpu_time: bool
     ) -> Towers:
         """Random weights of an encoder's shape."""
-        config = CLIPVisionConfig(
-            hidden_size=encoder.width,
-            intermediate_size=encoder.mlp,
-            num_hidden_layers=encoder.layers,
-            num_attention_heads=encoder.heads,
-            image_size=encoder.side,
-            patch_size=encoder.patch,
-        )
-        plan_nothing()
+        leave_out_cudnn_attention()
         torch.manual_seed(0)
-        stock = AutoModel.from_config(config).to(device, dtype).eval().requires_grad_(False)
+        stock = random_tower(encoder).to(device, dtype).requires_grad_(False)
         with torch.device("meta"):
-            eager = AutoModel.from_config(config, attn_implementation="eager").eval()
+            eager = random_tower(encoder, "eager")
         eager.load_state_dict(stock.state_dict(), assign=True)
         for name, buffer in stock.named_buffers():  # position ids are in no state
             eager.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = buffer
@@ -76,26 +60,24 @@ class Towers:
             "tower, tap, score, select": partial(self.own_way, pixels),
             "output_attentions=True": partial(self.maps_way, pixels),
         }
-        times = interleave(ways, rounds)
+        watch = Watch(self.device)
+        times = interleave(ways, rounds, watch=watch)
+        counts_work = self.cpu_time and self.device.type == "cpu"
+        warnings = "" if counts_work else "; ".join(watch.warnings())
         stock, own, _ = times.values()
-        stock_seconds = [run["all"] for run in stock]
+        base = [run["all"] for run in stock]
+        seconds = {name: [run["all"] for run in runs] for name, runs in times.items()}
+        seconds |= {name: [run[name] for run in own] for name in ("tap", "score + select")}
+        seconds["gross cost"] = [run["tap"] + run["score + select"] for run in own]
+        seconds["net of the layer left out"] = [
+            ours["all"] - theirs for ours, theirs in zip(own, base, strict=True)
+        ]
+        rows = {name: _row(name, found, base) for name, found in seconds.items()}
         peaks = {name: peak_bytes(way, self.device) for name, way in ways.items()}
         least = peaks["stock tower"]
-        rows = []
-        for name, runs in times.items():
-            seconds = [run["all"] for run in runs]
-            row = _row(name, Spread.of(seconds), ratios(seconds, stock_seconds))
-            rows.append(row | {"peak_bytes": peaks[name], "peak_ratio": peaks[name] / least})
-        for name in ("tap", "score + select"):
-            seconds = [run[name] for run in own]
-            rows.append(_row(name, Spread.of(seconds), ratios(seconds, stock_seconds)))
-        seconds = [run["tap"] + run["score + select"] for run in own]
-        rows.append(_row("gross cost", Spread.of(seconds), ratios(seconds, stock_seconds)))
-        seconds = [ours["all"] - theirs for ours, theirs in zip(own, stock_seconds, strict=True)]
-        rows.append(
-            _row("net of the layer left out", Spread.of(seconds), ratios(seconds, stock_seconds))
-        )
-        return rows
+        for name, peak in peaks.items():
+            rows[name] |= {"peak_bytes": peak, "peak_ratio": peak / least}
+        return [row | {"warnings": warnings} for row in rows.values()]
 
     def stock_way(self, pixels: Tensor) -> dict[str, float]:
         """As stock LLaVA does: all layers, every hidden state kept, the penultimate one read."""
@@ -131,18 +113,17 @@ class Towers:
         stored = [*features.queries.values(), *features.keys.values()]
         return peak, sum(tensor.nbytes for tensor in stored)
 
-    def kernel(self, rounds: int) -> list[str]:
+    def kernel(self, rounds: int) -> str:
         """On a GPU: the Triton kernel and the PyTorch form, against their least traffic."""
         dtype = next(self.stock.parameters()).dtype
         limits = ceilings(self.device, dtype)
-        lines = ["| tiles | kernel, us per layer | PyTorch form | floor | largest difference |"]
-        lines += ["|--:|--:|--:|--:|--:|"]
+        rows = [["tiles", "kernel, us per layer", "PyTorch form", "floor", "largest difference"]]
         for tiles in TILES:
             features = self._random_features(tiles)
             layer = self.pruner.layers[0]
             q, k = features.queries[layer], features.keys[layer]
             if not importance.kernel_runs_on(q.device):
-                return ["The Triton kernel does not run: Triton is missing, or the GPU is too old."]
+                return "The Triton kernel does not run: Triton is missing, or the GPU is too old."
             kernel = partial(importance.column_means, q, k)
             plain = partial(importance.column_means_in_pytorch, q, k)
             with torch.inference_mode():
@@ -158,8 +139,8 @@ class Towers:
             length, width = q.shape[2], q.shape[1] * q.shape[3]
             arithmetic = 2 * 2 * tiles * length**2 * width / limits.flops
             floor = f"{1e6 * traffic:.1f} traffic, {1e6 * arithmetic:.1f} arithmetic"
-            lines.append(f"| {tiles} | {cells[0]} | {cells[1]} | {floor} | {float(apart):.1e} |")
-        return lines
+            rows.append([str(tiles), *cells, floor, f"{float(apart):.1e}"])
+        return pipes(rows, left=0)
 
     def _random_features(self, tiles: int) -> VisionFeatures:
         config, dtype = self.stock.config, next(self.stock.parameters()).dtype
@@ -211,14 +192,15 @@ class _HookTimes:
         self._hooks.callback(handle.remove)
 
 
-def _row(name: str, seconds: Spread, ratio: Spread) -> dict[str, Any]:
+def _row(name: str, seconds: list[float], base: list[float]) -> dict[str, Any]:
+    own, ratio = Spread.of(seconds), ratios(seconds, base)
     return {
         "what": name,
-        "ms": 1e3 * seconds.median,
-        "ms_q1": 1e3 * seconds.low,
-        "ms_q3": 1e3 * seconds.high,
+        "ms": 1e3 * own.median,
+        "ms_q1": 1e3 * own.low,
+        "ms_q3": 1e3 * own.high,
         "ratio": ratio.median,
         "ratio_q1": ratio.low,
         "ratio_q3": ratio.high,
-        "rounds": seconds.count,
+        "rounds": own.count,
     }

@@ -6,9 +6,11 @@ import io
 import random
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from eval.clock import Spread, interleave
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,10 +78,14 @@ class Bench:
         with self.lock:
             self.model.layout = layout
             # The first request of a kind pays for memory and caches: its time does not count.
-            full, pruned = (once(chosen, MAX_ANSWER) for chosen in pair)
-            rounds = [[once(chosen, 1).ttft for chosen in pair] for _ in range(TIMED)]
-        medians = [median(times) for times in zip(*rounds, strict=True)]
-        return replace(full, ttft=medians[0]), replace(pruned, ttft=medians[1])
+            answers = [once(chosen, MAX_ANSWER) for chosen in pair]
+            first = {i: partial(once, chosen, 1) for i, chosen in enumerate(pair)}
+            again = interleave(first, TIMED, warmup=0)
+        full, pruned = (
+            replace(found, ttft=Spread.of(each.ttft for each in again[i]).median)
+            for i, found in enumerate(answers)
+        )
+        return full, pruned
 
     def pruner(
         self, method: str, r: int, k: float, c: str, keep: float, layers: list[int]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.benchmarks.records import BENCHMARKS
+from eval.markdown import pipes
 from eval.plan.table import Table
 from eval.report import text
 from eval.results.collect import collect
@@ -77,7 +78,7 @@ def report(printed: Source, ours: Source) -> str:
         cells, cells_hold = _judge(claim, printed, 0.0)
         found, found_hold = _judge(claim, ours, claim.tolerance)
         rows.append([claim.topic, claim.text, said, cells, found, cells_hold, found_hold])
-    return f"{text.pipes(rows, left=7)}\n\n" + (
+    return f"{pipes(rows, left=7)}\n\n" + (
         "A change of ours counts as found within "
         f"{TIME_TOLERANCE:g} percentage points for times, {SCORE_TOLERANCE:g} for scores; "
         "a statement only without exceptions. `-`: not run, or nothing to compare with."

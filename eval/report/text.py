@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from eval.markdown import pipes
+
 MISSING = "-"
 _TEX = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "Δ": r"$\Delta$", "<": "$<$"}
 
@@ -32,17 +34,6 @@ def markdown(headings: Sequence[str], lines: Sequence[Line]) -> str:
     """Lines as a pipe table."""
     body = [[*names, *map(_markdown, line.cells)] for names, line in _named(lines)]
     return pipes([["block", "method", "", *headings], *body], left=3)
-
-
-def pipes(rows: Sequence[Sequence[str]], left: int) -> str:
-    """A pipe table that reads well as it is; the first columns stand left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    padded = [
-        [word.ljust(w) if i < left else word.rjust(w) for i, (word, w) in enumerate(pairs)]
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]])
 
 
 def latex(headings: Sequence[str], lines: Sequence[Line]) -> str:

@@ -1,22 +1,16 @@
-"""What an answer depends on, as digests, and where a number was made."""
+"""What an answer depends on, as digests."""
 
 from __future__ import annotations
 
 import hashlib
-import platform
-import subprocess
 from collections.abc import Iterable
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from eval import ROOT
 
 WHOLE = 4 * 2**20  # bytes up to which a file is read whole
 BLOCK, BLOCKS = 2**16, 64  # of a larger one: this many, evenly spread, the ends included
 CHECKPOINT_FILES = {".json", ".safetensors", ".bin", ".model", ".txt"}
-LIBRARIES = ("torch", "transformers", "lmms_eval", "llava-torch", "datasets", "pillow", "numpy")
 
 
 def digest_files(folder: Path, files: Iterable[Path]) -> str:
@@ -72,46 +66,3 @@ def sources_digest(own: Path) -> str:
 def text_digest(text: str) -> str:
     """Digest of a text, 16 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, versions, device and date: listed below a table, never compared."""
-    return {
-        "commit": _commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "device": device_name(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def device_name() -> str:
-    """The GPU in use, or the processor."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.partition(":")[2].strip() for line in lines.splitlines() if "model name" in line]
-    return f"CPU {names[0] if names else platform.processor() or platform.machine()}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str:
-    """The checkout's commit, with a mark if files differ from it."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, check=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "no git checkout"
-    return described.stdout.strip()

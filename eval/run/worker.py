@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import data
 from eval.benchmarks.records import BENCHMARKS
+from eval.machine import provenance
 from eval.plan.units import Unit
 from eval.results import store
-from eval.results.identity import checkpoint_digest, provenance, text_digest
+from eval.results.identity import checkpoint_digest, text_digest
 from eval.results.stale import source_of
 from eval.run import harness as official
 from eval.run import timing

@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-PINPOINTS = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]  # tiles (columns, rows) of LLaVA-NeXT
+from eval.untrained.models import (
+    image_processor,
+    llava_class,
+    llava_config,
+    random_tower,
+    tower_config,
+)
+from eval.untrained.shapes import Encoder, Shape
 
 
 def random_llava(
@@ -37,51 +44,21 @@ def random_llava(
         seed: of the weights.
     """
     import torch
-    from llava.model.language_model.llava_llama import LlavaConfig
-    from llava.model.language_model.llava_mistral import LlavaMistralConfig
-    from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    from llava_hivtp.model import PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM
-
-    folder = Path(folder)
+    folder, tokenizer = Path(folder), byte_tokenizer()
+    encoder = Encoder(width, 2 * width, encoder_layers, heads=4, side=image_size, patch=patch_size)
+    shape = Shape(width, 2 * width, 2, 4, 4, len(tokenizer), anyres, mistral, encoder)
     torch.manual_seed(seed)
-    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4}
-    tower_config = CLIPVisionConfig(
-        **shape, num_hidden_layers=encoder_layers, image_size=image_size, patch_size=patch_size
-    )
-    tower = CLIPVisionModel(tower_config)
+    tower = random_tower(encoder)
     for parameter in tower.parameters():  # CLIP's own initialisation is too even to select by
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.3)
-    tower_config.save_pretrained(folder / "tower")
-    _image_processor(image_size).save_pretrained(folder / "tower")
+    tower_config(encoder).save_pretrained(folder / "tower")
+    image_processor(image_size).save_pretrained(folder / "tower")
     _save(folder / "tower", _hub_names(tower.state_dict()))
-    tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(folder)
-    config = (LlavaMistralConfig if mistral else LlavaConfig)(
-        **shape,
-        num_hidden_layers=2,
-        num_key_value_heads=4,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=8192,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        mm_vision_tower=str(folder / "tower"),
-        mm_hidden_size=width,
-        mm_projector_type="mlp2x_gelu",
-        mm_vision_select_layer=-2,
-        mm_vision_select_feature="patch",
-        mm_use_im_patch_token=False,
-        mm_use_im_start_end=False,
-        image_aspect_ratio="anyres" if anyres else "pad",
-        mm_patch_merge_type="spatial_unpad" if anyres else "flat",
-        image_grid_pinpoints=[[w * image_size, h * image_size] for w, h in PINPOINTS],
-        tokenizer_padding_side="right",
-    )
-    model = (PrunedLlavaMistralForCausalLM if mistral else PrunedLlavaLlamaForCausalLM)(config)
-    state = model.state_dict()
+    config = _config(shape, folder, tokenizer)
+    state = llava_class(shape)(config).state_dict()
     if anyres:
         torch.nn.init.normal_(state["model.image_newline"])
         prefix = "model.vision_tower.vision_tower."
@@ -92,6 +69,20 @@ def random_llava(
     config.unfreeze_mm_vision_tower = anyres
     config.save_pretrained(folder)
     return folder
+
+
+def _config(shape: Shape, folder: Path, tokenizer: Any) -> Any:
+    return llava_config(
+        shape,
+        tower=str(folder / "tower"),
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        mm_use_im_patch_token=False,
+        mm_use_im_start_end=False,
+        tokenizer_padding_side="right",
+    )
 
 
 def byte_tokenizer() -> Any:
@@ -109,14 +100,6 @@ def byte_tokenizer() -> Any:
     )
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def _image_processor(size: int) -> Any:
-    from transformers import CLIPImageProcessor
-
-    return CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
 
 
 def _hub_names(state: dict[str, Any]) -> dict[str, Any]:
