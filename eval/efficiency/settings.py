@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.plan.table import LAYOUTS
+from llava_hivtp.anyres import LAYOUTS
 
 
 @dataclass(frozen=True)
