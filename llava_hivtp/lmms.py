@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = {"max_new_tokens": 1024, "num_beams": 1}
 _SAMPLING = ("temperature", "top_p", "top_k")  # without effect, and warned of, in greedy decoding
+_CHECKPOINTS = ("image_aspect_ratio",)  # the checkpoint says it; a task's wish is not heard
 
 
 def manifest() -> ModelManifest:
@@ -289,7 +290,8 @@ def _cut(text: str, until: list[str]) -> str:
 def _generation(options: dict[str, Any]) -> dict[str, Any]:
     """A task's settings as `generate` takes them: greedy at temperature 0, as lmms-eval does."""
     sample = (options.get("temperature") or 0) > 0
-    options = {k: v for k, v in options.items() if sample or k not in _SAMPLING}
+    unheard = _CHECKPOINTS if sample else (*_CHECKPOINTS, *_SAMPLING)
+    options = {name: value for name, value in options.items() if name not in unheard}
     return _DEFAULTS | options | {"do_sample": sample}
 
 

@@ -16,10 +16,10 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """A data folder with all eight drawn data sets, 40 questions each."""
+    """A data folder with all drawn data sets, about 40 questions each."""
     from eval.nano.datasets import write
 
-    return write(tmp_path_factory.mktemp("data"), "quick")
+    return write(tmp_path_factory.mktemp("data"), "quick", further=True)
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def test_images_of_ones_own_are_drawn(tiny, tmp_path):
     ("arguments", "words"),
     [
         (["--block", "60"], "must be one of"),
-        (["--task", "chess"], "--task must be one of pope"),
+        (["--task", "chess"], "--task must be one of mme, pope"),
         (["--data", "/nowhere"], "/nowhere lacks lmms-lab-encoder/POPE"),
         (["/nowhere/at.png"], "no image file at"),
     ],

@@ -19,7 +19,7 @@ from eval.run import harness as official
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python"]
-TASKS = [task for task in BENCHMARKS if task != "mmbench_en_dev"]  # that one asks a judge
+TASKS = [task for task in BENCHMARKS if task != "mmbench_en_dev"]  # `_static` asks the same
 torch.set_num_threads(1)
 
 

@@ -124,7 +124,7 @@ def test_every_set_has_the_size_it_promises():
 
 
 def test_the_same_seed_draws_the_same_data(drawn, tmp_path):
-    again = write(tmp_path / "again", "quick")
+    again = write(tmp_path / "again", "quick", further=True)
     for path in sorted(drawn.rglob("*.parquet")):
         assert path.read_bytes() == (again / path.relative_to(drawn)).read_bytes()
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from eval.__main__ import app
 from eval.benchmarks import data as datasets
 from eval.benchmarks.record import Part
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import load_table
 from eval.plan.units import units
 from eval.results import identity, store
@@ -96,7 +97,7 @@ def test_ocrbench_counts_from_zero_every_time(job, table):
 def _answers(folder):
     from pyarrow import parquet
 
-    (file,) = datasets.files(folder, datasets.PARTS["ocrbench"][0])
+    (file,) = datasets.files(folder, BENCHMARKS["ocrbench"].data[0])
     return parquet.read_table(file, columns=["answer"]).column("answer").to_pylist()
 
 
@@ -122,7 +123,7 @@ def test_a_corrupt_image_fails_its_unit_only(job, table, drawn, tmp_path):
 
     data = tmp_path / "data"
     shutil.copytree(drawn, data)
-    (file,) = datasets.files(data, datasets.PARTS["pope"][0])
+    (file,) = datasets.files(data, BENCHMARKS["pope"].data[0])
     rows = parquet.read_table(file)
     images = rows.column("image").to_pylist()
     questions = rows.column("question").to_pylist()
@@ -216,7 +217,10 @@ def disk_free(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--limit", "3"], "MME scores pairs of questions: --limit must be even, got 3"),
+        (
+            ["--limit", "3"],
+            "MME scores 2 questions together: --limit must be a multiple of 2, got 3",
+        ),
         (["--shard", "0/4"], "--shard must be i/n with 1 <= i <= n, such as 1/4; got '0/4'"),
         (["--shard", "half"], "got 'half'"),
         (["--model-args", "dtyp=float16"], "--model-args takes key=value of dtype, device_map"),

@@ -7,6 +7,7 @@ lmms-eval's own tasks find their data without a network or a login.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from eval.benchmarks.record import Part
@@ -49,3 +50,17 @@ def digest(data: Path, task: str) -> str:
     return digest_files(
         data, [file for part in BENCHMARKS[task].data for file in files(data, part)]
     )
+
+
+def front_matter(parts: Iterable[tuple[str, str, Iterable[str]]]) -> str:
+    """Head of a README.md that tells `load_dataset` which files make up what.
+
+    Args:
+        parts: configuration, split and file names, as often as there are splits.
+    """
+    configs: dict[str, list[str]] = {}
+    for config, split, files in parts:
+        lines = configs.setdefault(config, [])
+        lines += [f"  - split: {split}", "    path:", *(f"    - {file}" for file in files)]
+    found = [[f"- config_name: {name}", "  data_files:", *lines] for name, lines in configs.items()]
+    return "\n".join(["---", "configs:", *chain.from_iterable(found), "---", ""])

@@ -65,16 +65,17 @@ def _fetch_part(part: Part, root: Path) -> None:
 
 def _write_card(repository: str, root: Path) -> None:
     """Tell `load_dataset` which files are here: the original card lists those left out, too."""
-    lines = ["---", "configs:"]
-    for part in _parts_of(repository, root):
-        lines += [f"- config_name: {part.config or 'default'}", "  data_files:"]
-        lines += [f"  - split: {part.split}", "    path:"]
-        lines += [
-            f"    - {file.relative_to(root / repository).as_posix()}"
-            for file in data.files(root, part)
-        ]
+    folder = root / repository
+    head = data.front_matter(
+        (
+            part.config or "default",
+            part.split,
+            [file.relative_to(folder).as_posix() for file in data.files(root, part)],
+        )
+        for part in _parts_of(repository, root)
+    )
     text = f"Files of the data set `{repository}`, as fetched by `python -m eval prefetch`."
-    (root / repository / "README.md").write_text("\n".join([*lines, "---", "", text, ""]))
+    (folder / "README.md").write_text(f"{head}\n{text}\n")
 
 
 def _parts_of(repository: str, root: Path) -> Iterable[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +63,11 @@ class Benchmark:
     strata: int = 1  # of the official set, as far as they count
     uncounted: frozenset[str] = frozenset()  # strata that the score leaves out
 
+    only: tuple[str, Any] | None = None  # (column, value) of the documents to ask, if not all
     together: int = 1  # documents in a row that are scored together: --limit must keep them so
     over: int | None = None  # documents that the metric divides by, however few were asked
+    printed_on: str = ""  # what papers print numbers of, where its answers are hidden
+    judge: bool = False  # answers that no rule reads are put to a remote model
     stands_alone: bool = False  # asked as question and line for a short answer: figures can draw it
 
     @property
@@ -77,12 +81,17 @@ class Benchmark:
         count = sum(part.documents for part in self.data)
         return count if limit is None else min(limit, count)
 
-    def check_limit(self, limit: int | None) -> None:
-        """Raise a ValueError for a limit that cuts through what is scored together."""
+    def check_run(self, limit: int | None) -> None:
+        """Raise a ValueError for a run that cannot score what it asks."""
         if limit is not None and limit % self.together:
             raise ValueError(
                 f"{self.title} scores {self.together} questions together: --limit must be a "
                 f"multiple of {self.together}, got {limit}"
+            )
+        if self.judge and not os.environ.get("OPENAI_API_KEY"):
+            raise ValueError(
+                f"{self.task} asks a remote model about answers that no rule reads, and guesses at "
+                "random without one: set OPENAI_API_KEY"
             )
 
     def scored(self, sample: Sample) -> float:

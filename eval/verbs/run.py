@@ -80,7 +80,7 @@ def _choose(
 ) -> list[Unit]:
     names = select_tasks(table, tasks)
     for name in names:
-        BENCHMARKS[name].check_limit(limit)
+        BENCHMARKS[name].check_run(limit)
     chosen = units(table, out, select_rows(table, rows), names, limit)
     return chosen if shard is None else _shard(chosen, shard)
 
