@@ -202,6 +202,17 @@ _RECORDS = (
         printed_on="test-dev",
         stands_alone=True,
     ),
+    Benchmark(
+        task="vizwiz_vqa_val",
+        column="vizwiz",
+        title="VizWiz",
+        metric="exact_match,none",
+        scale=100,
+        measures="validation",
+        data=(Part("lmms-lab-encoder/VizWiz-VQA", "val", documents=4319),),
+        gold=lambda doc: doc["answers"][0],
+        printed_on="test",
+    ),
     # The task also asks about films, eight frames each, which the score of the images leaves out.
     Benchmark(
         task="seedbench",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from eval.nano import questions as q
 from eval.nano.studio import Row, Split, Studio
-from eval.nano.world import Picture
+from eval.nano.world import SHAPES, Picture
 
 _CHINESE = {
     "circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "星形",
@@ -54,6 +54,27 @@ def vqav2(studio: Studio, number: int) -> list[Split]:
                 }
             )
     return [Split("lmms-lab-encoder/VQAv2", "default", "validation", rows)]
+
+
+def vizwiz(studio: Studio, number: int) -> list[Split]:
+    """Every other question asks about what is not there."""
+    rows: list[Row] = []
+    for i in range(number):
+        picture, question = studio.ask("scene", q.color_of)
+        text, answer = question.text, question.answer
+        if i % 2:
+            absent = [shape for shape in SHAPES if not picture.named(shape)]
+            text, answer = f"What color is the {studio.rng.choice(absent)}?", "unanswerable"
+        rows.append(
+            {
+                "question_id": f"VizWiz_val_{i:08d}",
+                "image": studio.image(picture),
+                "question": text,
+                "answers": [answer] * 10,
+                "category": "unanswerable" if i % 2 else "other",
+            }
+        )
+    return [Split("lmms-lab-encoder/VizWiz-VQA", "default", "val", rows)]
 
 
 def seedbench(studio: Studio, number: int) -> list[Split]:
@@ -193,4 +214,4 @@ def _box(picture: Picture, index: int) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-FURTHER_SETS = (vqav2, seedbench, mmbench_cn, mmmu, refcoco)
+FURTHER_SETS = (vqav2, vizwiz, seedbench, mmbench_cn, mmmu, refcoco)
