@@ -19,18 +19,24 @@ logger = logging.getLogger(__name__)
 SCRATCH = 6 * 2**20
 
 
-def received_attention(features: VisionFeatures, layers: Iterable[int]) -> Tensor:
+def received_attention(
+    features: VisionFeatures, layers: Iterable[int], cls_row: bool = True
+) -> Tensor:
     """Algorithm 1 of HIVTP (eqs. 2-4): mean attention received, (T, N) float32.
 
     The mean runs over `layers`, heads and all 1 + N query rows: the CLS row and a token's own
-    row count, the CLS column is dropped. On a GPU a Triton kernel does it without a map in
-    memory; elsewhere PyTorch does, a few heads at a time.
+    row count, the CLS column is dropped. Without `cls_row` the CLS row is left out, too. On a GPU
+    a Triton kernel does it without a map in memory; elsewhere PyTorch does, a few heads at a time.
     """
     layers = tuple(layers)
     if not layers:
         raise ValueError("layers is empty; name at least one encoder layer, such as 7 8 9 10")
     received = sum(column_means(*_tapped(features, layer)) for layer in layers)
-    return received[:, 1:] / len(layers)
+    received = received[:, 1:] / len(layers)
+    if cls_row:
+        return received
+    paid = sum(cls_attention(features, layer) for layer in layers) / len(layers)
+    return (received * (1 + features.n_patches) - paid) / features.n_patches
 
 
 def cls_attention(features: VisionFeatures, layer: int) -> Tensor:

@@ -17,6 +17,7 @@ from llava_hivtp.model import (
     PrunedLlavaMistralForCausalLM,
     attach,
     check_layout,
+    check_pruner,
 )
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.zero3 import join, spread
@@ -26,6 +27,11 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _CLASSES = {
     "LlavaLlamaForCausalLM": PrunedLlavaLlamaForCausalLM,
     "LlavaMistralForCausalLM": PrunedLlavaMistralForCausalLM,
+}
+# What to take instead of a checkpoint that was converted for transformers' own classes.
+_OFFICIAL = {
+    "llava": "liuhaotian/llava-v1.5-7b or liuhaotian/llava-v1.5-13b",
+    "llava_next": "liuhaotian/llava-v1.6-vicuna-7b, -vicuna-13b or -mistral-7b",
 }
 
 
@@ -66,10 +72,13 @@ def load(
         ImportError: if an optional package is asked for and absent.
         ValueError: if checkpoint, pruner or layout are not supported.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be a folder or a hub id, got {path!r}")
     settings = _config_dict(path)
     cls = _class_of(settings, path)
     _check_complete(Path(path))
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
+    check_pruner(pruner)
     check_layout(layout)
     if zero3:
         if device_map is not None or quantization is not None:
@@ -89,7 +98,8 @@ def load(
     config.mm_vision_tower = _tower_path(path, settings["mm_vision_tower"])
     processor = _image_processor(config.mm_vision_tower)
     if isinstance(device_map, (str, torch.device)) and device_map not in PLACEMENTS:
-        device_map = {"": device_map}
+        device_map = {"": _device(device_map)}
+    tokenizer = _tokenizer(path, cls)
     model = _whole(
         cls,
         path,
@@ -105,8 +115,6 @@ def load(
         tower.vision_tower = clip.requires_grad_(False).to(model.device)
         tower.is_loaded = True
     tower.image_processor = processor
-    # As LLaVA's own builder chooses: the slow tokenizer, but for Mistral.
-    tokenizer = AutoTokenizer.from_pretrained(path, use_fast=cls is PrunedLlavaMistralForCausalLM)
     _add_image_tokens(model, tokenizer)
     attach(model.eval(), pruner, layout)
     if zero3:
@@ -115,15 +123,27 @@ def load(
 
 
 def _whole(cls: type, path: str | Path, **options: Any) -> Any:
-    """`from_pretrained`, where a missing or damaged weight is an error."""
+    """`from_pretrained`, where a missing, misshapen or damaged weight is an error."""
     try:
-        model, report = cls.from_pretrained(path, output_loading_info=True, **options)
+        model, report = cls.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except (SafetensorError, EOFError, OSError, pickle.UnpicklingError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise  # out of memory, say
+        if "weights_only" in str(error):  # and PyTorch advises to run what lies in the file
+            raise ValueError(
+                f"the weights in {path} hold more than tensors; nothing of it was run. "
+                "Do not open the file otherwise: fetch the checkpoint from its authors"
+            ) from None
         raise FileNotFoundError(
             f"the weights in {path} cannot be read ({error}): fetch the checkpoint again"
         ) from error
+    for name, found, needed in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{path}: the weight {name} has shape {tuple(found)}, its config.json asks for "
+            f"{tuple(needed)}: fetch the checkpoint again"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(
@@ -135,6 +155,8 @@ def _whole(cls: type, path: str | Path, **options: Any) -> Any:
 def _config_dict(path: str | Path) -> dict[str, Any]:
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no config.json: it is no LLaVA checkpoint")
+    if Path(path).is_dir():
+        _read_json(Path(path) / "config.json")
     try:
         settings, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
@@ -142,13 +164,33 @@ def _config_dict(path: str | Path) -> dict[str, Any]:
             f"no checkpoint at {path}: neither a folder nor a downloaded hub id; "
             f"fetch it first, for instance with `python -m eval prefetch` ({error})"
         ) from error
-    if not settings.get("mm_vision_tower"):
+    if settings.get("model_type") in _OFFICIAL and "mm_vision_tower" not in settings:
+        raise ValueError(
+            f"{path} is a checkpoint for transformers' own {settings['model_type']} classes; only "
+            f"official ones can be pruned: take {_OFFICIAL[settings['model_type']]}"
+        )
+    tower = settings.get("mm_vision_tower")
+    if not tower:
         raise ValueError(f"{path} names no mm_vision_tower: it is no LLaVA checkpoint")
+    if not isinstance(tower, str):
+        raise ValueError(f"{path}: mm_vision_tower must be a folder or a hub id, got {tower!r}")
     return settings
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}): fetch the checkpoint again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no JSON object: fetch the checkpoint again")
+    return found
 
 
 def _class_of(settings: dict[str, Any], path: str | Path) -> type:
     names = settings.get("architectures") or []
+    names = names if isinstance(names, list) else [names]
     for name, cls in _CLASSES.items():
         if name in names or f"Pruned{name}" in names:
             return cls
@@ -161,7 +203,10 @@ def _check_complete(folder: Path) -> None:
         return
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / name).is_file():
-            shards = set(json.loads((folder / name).read_text())["weight_map"].values())
+            places = _read_json(folder / name).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+                raise ValueError(f"{folder / name} has no weight_map: fetch the checkpoint again")
+            shards = set(places.values())
             missing = sorted(shard for shard in shards if not (folder / shard).is_file())
             if missing:
                 raise FileNotFoundError(f"{folder} lacks {missing}: fetch the checkpoint again")
@@ -179,6 +224,27 @@ def _dtype(dtype: torch.dtype | str | None, device_map: Any) -> torch.dtype:
     if found not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
     return found
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device_map must be a device, one of {PLACEMENTS} or a map, got {name!r}"
+        ) from error
+
+
+def _tokenizer(path: str | Path, cls: type) -> Any:
+    """As LLaVA's own builder chooses: the slow tokenizer, but for Mistral."""
+    try:
+        return AutoTokenizer.from_pretrained(path, use_fast=cls is PrunedLlavaMistralForCausalLM)
+    except ImportError:
+        raise
+    except Exception as error:  # the tokenizers package raises bare ones
+        raise ValueError(
+            f"the tokenizer in {path} cannot be read ({error}): fetch the checkpoint again"
+        ) from error
 
 
 def _attention(name: str) -> str:

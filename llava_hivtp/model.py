@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from llava_hivtp.anyres import LAYOUTS, PackedImage, inside, merge_anyres, merge_single
+from llava_hivtp.inputs import (
+    check_aspect,
+    check_letterbox,
+    check_marks,
+    check_sizes,
+    tiles_of,
+)
 from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.pruners.base import check_budget
 from llava_hivtp.vision import AttentionTap, KeptTokens, VisionFeatures, encode_tiles, pixel_digest
 
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
@@ -84,12 +92,8 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
 
     def _prune(self, images: Any, image_sizes: Any) -> tuple[list[Tensor], Callable[[], None]]:
         """`encode_images` without waiting for its check for NaN, which comes along."""
-        if isinstance(images, Tensor) and images.ndim not in (4, 5):
-            raise ValueError(f"images of shape {tuple(images.shape)}; 4 or 5 dimensions are needed")
+        tiles = tiles_of(images)
         tiled = not isinstance(images, Tensor) or images.ndim == 5
-        tiles = [image if image.ndim == 4 else image[None] for image in images]
-        if not tiles:
-            raise ValueError("there is no image; pass images=None for a prompt without one")
         grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
         check_layout(self.layout)
         sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
@@ -103,13 +107,19 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         ]
         return _Sequences(image.tokens for image in self.kept), check
 
+    def generate(self, inputs: Any = None, images: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """LLaVA's own `generate`, which without images would look up the image mark as a word."""
+        if images is None and isinstance(inputs, Tensor):
+            check_marks((inputs == IMAGE_TOKEN_INDEX).sum(1).tolist(), None)
+        return super().generate(inputs, images, *args, **kwargs)
+
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> tuple:
         """LLaVA's own splice of text and images, fed with the survivors."""
         splice = super().prepare_inputs_labels_for_multimodal
         call = inspect.signature(splice).bind(*args, **kwargs)
         call.apply_defaults()
         given = call.arguments
-        if self.get_vision_tower() is None or given["images"] is None:
+        if self.get_vision_tower() is None:
             return splice(*call.args, **call.kwargs)
         if given["input_ids"].shape[1] == 1:  # a decoding step: the images are in the cache
             return splice(*call.args, **call.kwargs)
@@ -119,13 +129,17 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             )
         # Read before the GPU has anything to do that this would wait for.
         marks = (given["input_ids"] == IMAGE_TOKEN_INDEX).sum(1).tolist()
+        training = given["labels"] is not None
+        check_marks(marks, given["images"], training)
+        if given["images"] is None:
+            return splice(*call.args, **call.kwargs)
         sequences, check = self._prune(given["images"], given["image_sizes"])
         given["images"] = _one_per_slot(sequences, marks)
         if given["attention_mask"] is None and len(given["input_ids"]) > 1:
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
         # Training pads on the right, as the checkpoint says.
-        padding = _left_padding(self.config) if given["labels"] is None else nullcontext()
+        padding = nullcontext() if training else _left_padding(self.config)
         with padding:
             spliced = splice(*call.args, **call.kwargs)
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
@@ -139,30 +153,41 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         And a call that raises a ValueError naming the image if the tower did not give numbers.
         """
         tower, pruner = self.get_vision_tower(), self._pruner
+        _check_fit(pruner, tower.config)  # again: its fields may have been changed since
         counts = [len(image) for image in tiles]
         hidden, tap = _encode(tower, tiles, _check_tower(tower), pruner.layers)
         check = _start_check(hidden, counts)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
         try:
-            by_frame = self.layout == "inside" and any(map(any, grids))
-            if (
-                vars(type(pruner)).get("by_tile") and not by_frame
-            ):  # a subclass may choose otherwise, it says so
-                return pruner.select(every).split(counts), check
-            chosen = []
-            images = zip(every.split(counts), tiles, grids, frames, strict=True)
-            for part, image, grid, frame in images:
-                key = pixel_digest(image) if pruner.seeded else 0
-                part = replace(part, key=key, tile_grid=grid)
-                if by_frame and any(grid):
-                    shown = inside(part.n, grid, frame)
-                    chosen.append(pruner.select_inside(part, shown))
-                else:
-                    chosen.append(pruner.select(part))
+            chosen = self._select(every, tiles, grids, frames)
+            check_budget(pruner, chosen, counts, every.n_patches)
             return chosen, check
         except Exception:
             check()  # NaN may have made the method fail: then name the image
             raise
+
+    def _select(
+        self,
+        every: VisionFeatures,
+        tiles: list[Tensor],
+        grids: list[tuple[int, int]],
+        frames: list[tuple[int, int]],
+    ) -> list[KeptTokens]:
+        """What the method keeps of each image, of the features of all their tiles."""
+        pruner, counts = self._pruner, [len(image) for image in tiles]
+        by_frame = self.layout == "inside" and any(map(any, grids))
+        # A subclass may choose otherwise than tile by tile: it says so itself.
+        if vars(type(pruner)).get("by_tile") and not by_frame:
+            return pruner.select(every).split(counts)
+        chosen = []
+        for part, image, grid, frame in zip(every.split(counts), tiles, grids, frames, strict=True):
+            key = pixel_digest(image) if pruner.seeded else 0
+            part = replace(part, key=key, tile_grid=grid)
+            if by_frame and any(grid):
+                chosen.append(pruner.select_inside(part, inside(part.n, grid, frame)))
+            else:
+                chosen.append(pruner.select(part))
+        return chosen
 
     def _project(self, tokens: Tensor) -> Tensor:
         projector = self.get_model().mm_projector
@@ -177,17 +202,8 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             raise ValueError(f"mm_patch_merge_type={merge!r} is not supported, only {MERGE_TYPES}")
         if merge == "flat" or all(len(image) == 1 for image in tiles):
             return [(0, 0)] * len(tiles)
-        if image_sizes is None:
-            raise ValueError(
-                "image_sizes is missing: pass (width, height) of every image with AnyRes tiles"
-            )
-        if len(image_sizes) != len(tiles):
-            raise ValueError(f"{len(image_sizes)} image_sizes for {len(tiles)} images")
-        aspect = getattr(config, "image_aspect_ratio", "square")
-        if aspect != "anyres":
-            raise ValueError(
-                f"image_aspect_ratio={aspect!r} with tiles: only 'anyres' is supported"
-            )
+        check_sizes(image_sizes, len(tiles))
+        check_aspect(config, tiled=True)
         side = self.get_vision_tower().config.image_size
         grids = []
         for i, (image, size) in enumerate(zip(tiles, image_sizes, strict=True)):
@@ -198,6 +214,8 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
                     f"image {i} of size {tuple(size)} has {len(image)} tiles; its grid of "
                     f"{columns} x {rows} and the base image make {1 + columns * rows}"
                 )
+            if len(image) > 1:
+                check_letterbox(image, size, config.image_grid_pinpoints, i)
         return grids
 
     def _unpads(self) -> bool:
@@ -262,6 +280,7 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
     _check_tower(tower)
     if getattr(model.config, "s2", False):
         raise ValueError("config.s2 is set: S2 towers see several scales and cannot be pruned")
+    check_aspect(model.config)
     pruner = _fitting(pruner, tower.config)
     if not isinstance(model, PrunedLlava):
         model.__class__ = _pruned_class(type(model))
@@ -290,6 +309,12 @@ def check_layout(layout: str) -> None:
         raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
 
 
+def check_pruner(pruner: Any) -> None:
+    """Raise a TypeError unless it is a method."""
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"a Pruner or its name is needed, got {pruner!r}; 'none' keeps everything")
+
+
 @functools.cache
 def _pruned_class(stock: type) -> type:
     for cls in (PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM):
@@ -301,11 +326,14 @@ def _pruned_class(stock: type) -> type:
 def _fitting(pruner: Pruner | str, tower_config: Any) -> Pruner:
     """The method, built if it is a name, after checking that it fits the tower."""
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
-    if not isinstance(pruner, Pruner):
-        raise TypeError(f"a Pruner or its name is needed, got {pruner!r}; 'none' keeps everything")
+    check_pruner(pruner)
+    _check_fit(pruner, tower_config)
+    return pruner
+
+
+def _check_fit(pruner: Pruner, tower_config: Any) -> None:
     side = tower_config.image_size // tower_config.patch_size
     pruner.check(tower_config.num_hidden_layers, side * side)
-    return pruner
 
 
 def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:

@@ -24,8 +24,10 @@ class AvgPool(Pruner):
 
     keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Also that `keep` is a share."""
         check_share("keep", self.keep)
+        super().validate()
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Means of the cells of every tile, in raster order."""

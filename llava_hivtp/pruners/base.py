@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import ClassVar
 
@@ -12,11 +13,38 @@ from torch import Tensor
 
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
+_KINDS = {  # annotation of a field -> whether a value is one, what it must be
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (lambda value: type(value) is int, "a whole number"),
+    "float": (
+        lambda value: (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        ),
+        "a number",
+    ),
+    "str": (lambda value: isinstance(value, str), "a word"),
+}
+
 
 class PaperLayers(tuple):
     """Layers as a paper prints them for 24 encoder layers; another depth must name its own."""
 
     depth = 24
+
+    def at(self, depth: int) -> tuple[int, ...]:
+        """The same layers of an encoder of another depth.
+
+        The last three keep their distance from the end, the others their share of the depth,
+        rounded up; of two that meet one is left: 7-10 of 24 are 4 and 5 of 12.
+        """
+        if depth == self.depth:
+            return self
+        ends = self.depth - 3
+        moved = (
+            depth - self.depth + layer if layer > ends else math.ceil(layer * depth / self.depth)
+            for layer in self
+        )
+        return tuple(dict.fromkeys(max(1, layer) for layer in moved))
 
 
 @dataclass
@@ -28,10 +56,31 @@ class Pruner:
 
     layers: tuple[int, ...] = ()  # encoder layers whose queries and keys `select` reads, from 1
 
+    # What a method calls the steps in which it keeps a patch, in order; () if it has no steps. One
+    # that names them has `stages(scores)`: the step that keeps each patch, from 1, or 0 for none.
+    stage_names: ClassVar[tuple[str, ...]] = ()
+    # How many tokens stay varies around a mean that was measured on other images. `budget` is the
+    # most for one image all the same; tables show such a method apart.
+    calibrated: ClassVar[bool] = False
     seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
     # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
     # returns tile by tile: then all tiles of a batch come in at once. Not inherited by subclasses.
     by_tile: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise a ValueError unless every field is what its annotation says.
+
+        Called when the method is built, when it is attached and before it runs.
+        """
+        name = type(self).__name__
+        for field in fields(self):
+            kind = getattr(field.type, "__name__", field.type)
+            if kind in _KINDS and not _KINDS[kind][0](value := getattr(self, field.name)):
+                raise ValueError(f"{name}: {field.name} must be {_KINDS[kind][1]}, got {value!r}")
+        check_layers(self.layers)
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Choose the tokens of one image that reach the language model."""
@@ -59,7 +108,10 @@ class Pruner:
         return keep_mask(features, inside)
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
-        """Most tokens `select` returns for one image of n_tiles tiles of n_patches patches."""
+        """Most tokens `select` may return for an image of n_tiles tiles of n_patches patches.
+
+        A promise: the model refuses a choice of more.
+        """
         return n_tiles * n_patches
 
     def varies_by(self) -> str:
@@ -72,13 +124,14 @@ class Pruner:
     def check(self, n_layers: int, n_patches: int) -> None:
         """Raise a ValueError unless the method fits an encoder of this depth and grid."""
         name = type(self).__name__
-        check_layers(self.layers)
+        self.validate()
         if type(self).layers and not self.layers:
             raise ValueError(f"{name}: layers is empty; name at least one encoder layer")
         if isinstance(self.layers, PaperLayers) and n_layers != PaperLayers.depth:
             raise ValueError(
                 f"{name}: the default layers {tuple(self.layers)} are the paper's, for "
-                f"{PaperLayers.depth} encoder layers; this tower has {n_layers}: give layers="
+                f"{PaperLayers.depth} encoder layers; this tower has {n_layers}: give layers=, or "
+                "move them with llava_hivtp.pruners.for_depth"
             )
         wrong = [layer for layer in self.layers if not 1 <= layer <= n_layers]
         if wrong:
@@ -92,8 +145,10 @@ class ScorePruner(Pruner):
 
     keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Also that `keep` is a share."""
         check_share("keep", self.keep)
+        super().validate()
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Importance of every patch, (T, N) float32; higher stays."""
@@ -116,16 +171,37 @@ class ScorePruner(Pruner):
         return n_tiles * share(self.keep, n_patches)
 
 
+def check_budget(
+    pruner: Pruner, chosen: Sequence[KeptTokens], tiles: Sequence[int], n_patches: int
+) -> None:
+    """Raise a ValueError naming method and image if more tokens were chosen than `budget` says."""
+    for i, (kept, n_tiles) in enumerate(zip(chosen, tiles, strict=True)):
+        most = pruner.budget(n_tiles, n_patches)
+        if len(kept) > most:
+            raise ValueError(
+                f"{type(pruner).__name__} kept {len(kept)} tokens of image {i} ({n_tiles} tiles of "
+                f"{n_patches} patches), more than its budget of {most}"
+            )
+
+
 def check_share(name: str, value: float) -> None:
     """Raise a ValueError unless value is a number in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{name} must be a share in (0, 1], got {value!r}")
 
 
+def check_part(name: str, value: float) -> None:
+    """Raise a ValueError unless value is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a share in [0, 1], got {value!r}")
+
+
 def check_layers(layers: object, count: int | None = None, what: str = "") -> None:
     """Raise a ValueError unless layers is a tuple of whole numbers, `count` of them if given."""
     if not isinstance(layers, tuple) or any(type(layer) is not int for layer in layers):
         raise ValueError(f"layers must be a tuple of whole numbers, got {layers!r}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers must differ from one another, got {layers}")
     if count is not None and len(layers) != count:
         raise ValueError(f"layers must be {what}, got {layers}")
 

@@ -19,23 +19,28 @@ class FoPru(ScorePruner):
     """Focal pruning by attention received in the encoder (arXiv 2411.14164).
 
     `rank` keeps the floor(keep * N) best patches of a tile, `row` its floor(keep * n) best rows
-    whole. No code was released; that the CLS query counts is how HIVTP describes the score.
+    whole. The authors released no code. That CLS's query counts is how HIVTP describes the score;
+    focal pruning in github.com/dongxianzhe/hydrainfer (hydrainfer/layer/token_prunning.py) knows no
+    CLS: `cls_row=False`. It takes attention received or paid, whichever varies more over the
+    patches; here it is always the received.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
     strategy: str = "rank"  # or "row"
+    cls_row: bool = True  # whether the attention that CLS pays counts
 
     by_tile: ClassVar[bool] = True
     chooses_inside: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def validate(self) -> None:
+        """Also that the strategy is known."""
+        super().validate()
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {STRATEGIES}, got {self.strategy!r}")
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Mean attention received, (T, N); under `row` that of the patch's whole row."""
-        scores = received_attention(features, self.layers)
+        scores = received_attention(features, self.layers, self.cls_row)
         if self.strategy == "rank":
             return scores
         rows = scores.unflatten(1, (features.n, features.n))

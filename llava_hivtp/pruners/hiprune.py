@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from llava_hivtp.importance import received_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, best, check_layers, share
+from llava_hivtp.pruners.base import (
+    PaperLayers,
+    ScorePruner,
+    best,
+    check_layers,
+    check_part,
+    share,
+)
 from llava_hivtp.vision import VisionFeatures
 
 
@@ -34,10 +41,10 @@ class HiPrune(ScorePruner):
     by_tile: ClassVar[bool] = True
     chooses_inside: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be a share in [0, 1], got {self.alpha!r}")
+    def validate(self) -> None:
+        """Also that alpha is a share, and that there are two layers."""
+        check_part("alpha", self.alpha)
+        super().validate()
         check_layers(self.layers, 2, "object layer and deep layer")
 
     def score(self, features: VisionFeatures) -> Tensor:

@@ -14,6 +14,7 @@ from llava_hivtp.pruners.base import (
     ScorePruner,
     best,
     check_layers,
+    check_part,
     finite,
     keep_mask,
     share,
@@ -33,18 +34,19 @@ class HiRED(ScorePruner):
     Where we differ from the released code: it counts patches in strips of whole base-image rows
     even if tiles lie side by side, rounds every tile's share down and drops what exceeds a tile.
     We count in two dimensions, give the remainders to the largest fractions and the overflow to
-    the other tiles. `faithful` brings its strips and float32 rounding back, but never its exchange
-    of height and width. Where no patch is counted, as with alpha=1, it fails and we share equally.
+    the other tiles. `faithful` brings its strips and its rounding back, int(T * N * keep) among it
+    (2015 of 2880 at keep=0.7), but never its exchange of height and width. Where no patch is
+    counted, as with alpha=1, it fails and we share equally.
     """
 
     layers: tuple[int, ...] = PaperLayers((1, 23))  # for the tiles' shares, for the patches
     alpha: float = 0.5  # share of the budget that goes to the base image, in [0, 1]
     faithful: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be a share in [0, 1], got {self.alpha!r}")
+    def validate(self) -> None:
+        """Also that alpha is a share, and that there are two layers."""
+        check_part("alpha", self.alpha)
+        super().validate()
         check_layers(self.layers, 2, "a first and a late layer")
 
     def score(self, features: VisionFeatures) -> Tensor:
@@ -60,7 +62,8 @@ class HiRED(ScorePruner):
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """floor(keep * T * N), over all tiles together."""
-        return share(self.keep, n_tiles * n_patches)
+        total = share(self.keep, n_tiles * n_patches)
+        return int(n_tiles * n_patches * self.keep) if self.faithful else total
 
     def varies_by(self) -> str:
         """The released code rounds down and drops what exceeds a tile."""
@@ -72,17 +75,15 @@ class HiRED(ScorePruner):
         total = self.budget(tiles, patches)
         if tiles == 1:
             return [total]
-        base = min(int(Fraction(str(self.alpha)) * total), patches)
-        if self.faithful:
-            rest = min(total - base, (tiles - 1) * patches)
-        else:
-            base = max(base, total - (tiles - 1) * patches)
-            rest = total - base
         masses = self._masses(features)
-        if self.faithful:
-            parts = torch.tensor(masses) / sum(masses) * rest  # float32, as released
+        if self.faithful:  # floating point, as released
+            base = min(int(total * self.alpha), patches)
+            rest = min(total - base, (tiles - 1) * patches)
+            parts = torch.tensor(masses) / sum(masses) * rest
             return [base, *parts.int().clamp(max=patches).tolist()]
-        return [base, *_share_out(rest, masses, patches)]
+        base = min(int(Fraction(str(self.alpha)) * total), patches)
+        base = max(base, total - (tiles - 1) * patches)
+        return [base, *_share_out(total - base, masses, patches)]
 
     def _masses(self, features: VisionFeatures) -> list[int]:
         """How many of the base image's top patches lie in each of the other tiles."""

@@ -36,10 +36,12 @@ class HIVTP(Pruner):
     layers: tuple[int, ...] = PaperLayers((7, 8, 9, 10))
     fill: bool = False  # top up to exactly p_max with the next best tokens: static shapes
 
+    stage_names: ClassVar[tuple[str, ...]] = ("global stage", "local stage")
     by_tile: ClassVar[bool] = True
     chooses_inside: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Also that r and c are whole numbers, and k a percentage."""
         for name, value in (("r", self.r), ("c", self.c)):
             if name == "c" and value is None:
                 continue
@@ -49,6 +51,7 @@ class HIVTP(Pruner):
             raise ValueError(f"k must be a percentage in (0, 100], got {self.k!r}")
         if not 0 < self.k <= 100:
             raise ValueError(f"k must be a percentage in (0, 100], got {self.k}")
+        super().validate()
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Algorithm 2 on every tile; survivors in raster order.

@@ -38,14 +38,13 @@ class HoloV(ScorePruner):
     crops: int = 16  # strips of a tile, at most N
     alpha: float = 0.09  # weight of the variance, from 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def validate(self) -> None:
+        """Also that there is one layer, a strip, and no negative weight."""
+        super().validate()
         check_layers(self.layers, 1, "one layer")
-        if type(self.crops) is not int or self.crops < 1:
-            raise ValueError(f"crops must be a whole number from 1, got {self.crops!r}")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
-            raise ValueError(f"alpha must be a number from 0, got {self.alpha!r}")
-        if not 0 <= self.alpha < float("inf"):
+        if self.crops < 1:
+            raise ValueError(f"crops must be a whole number from 1, got {self.crops}")
+        if self.alpha < 0:
             raise ValueError(f"alpha must be a number from 0, got {self.alpha}")
 
     def score(self, features: VisionFeatures) -> Tensor:

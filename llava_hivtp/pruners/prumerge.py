@@ -31,8 +31,9 @@ class PruMerge(ScorePruner):
     layers: tuple[int, ...] = PaperLayers((24,))
     adaptive: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def validate(self) -> None:
+        """Also that there is one layer."""
+        super().validate()
         check_layers(self.layers, 1, "one layer")
 
     def score(self, features: VisionFeatures) -> Tensor:

@@ -37,14 +37,13 @@ class SCOPE(ScorePruner):
     saliency: str = "cls"  # or "received"
     alpha: float = 1.0  # exponent of the saliency, from 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def validate(self) -> None:
+        """Also that there is one layer, a known saliency, and no negative exponent."""
+        super().validate()
         check_layers(self.layers, 1, "one layer")
         if self.saliency not in SALIENCY:
             raise ValueError(f"saliency must be one of {tuple(SALIENCY)}, got {self.saliency!r}")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
-            raise ValueError(f"alpha must be a number from 0, got {self.alpha!r}")
-        if not 0 <= self.alpha < float("inf"):
+        if self.alpha < 0:
             raise ValueError(f"alpha must be a number from 0, got {self.alpha}")
 
     def score(self, features: VisionFeatures) -> Tensor:

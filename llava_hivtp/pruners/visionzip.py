@@ -40,8 +40,10 @@ class VisionZip(Pruner):
     dominant: int | None = None  # patches chosen by attention, and CLS
     contextual: int | None = None
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Also that a share is given, or two counts, and one layer."""
         check_share("keep", self.keep)
+        super().validate()
         check_layers(self.layers, 1, "one layer")
         given = (self.dominant, self.contextual)
         if given != (None, None) and (

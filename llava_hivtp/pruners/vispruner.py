@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llava_hivtp.importance import cls_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, check_layers, finite, share
+from llava_hivtp.pruners.base import (
+    PaperLayers,
+    ScorePruner,
+    check_layers,
+    check_part,
+    finite,
+    share,
+)
 from llava_hivtp.vision import VisionFeatures
 
 STEP = 8  # most patches removed between two comparisons
@@ -33,10 +40,10 @@ class VisPruner(ScorePruner):
     layers: tuple[int, ...] = PaperLayers((23,))
     important: float = 0.5  # share of K chosen by attention, in [0, 1]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.important, (int, float)) or not 0 <= self.important <= 1:
-            raise ValueError(f"important must be a share in [0, 1], got {self.important!r}")
+    def validate(self) -> None:
+        """Also that `important` is a share, and that there is one layer."""
+        check_part("important", self.important)
+        super().validate()
         check_layers(self.layers, 1, "one layer")
 
     def score(self, features: VisionFeatures) -> Tensor:

@@ -32,7 +32,7 @@ def embed(model, tokenizer, processor, images, *texts):
 def generate(model, tokenizer, processor, images, *texts, **kwargs):
     """Generated ids as lists, without what transformers puts around them."""
     ids, mask = prompt_ids(tokenizer, *texts)
-    pixels, sizes = prepare_images(images, processor, model.config)
+    pixels, sizes = prepare_images(images, processor, model.config) if images else (None, None)
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0} | kwargs
     out = model.generate(ids, images=pixels, image_sizes=sizes, attention_mask=mask, **settings)
     special = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}

@@ -23,6 +23,23 @@ def copy_of(checkpoints, tmp_path):
     return get
 
 
+def reshape(path, name, shape):
+    weights = load_file(path)
+    weights[name] = torch.zeros(shape)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+class Poison:
+    """Code that a careless reader of the file would run."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was run",))
+
+
+def poison(folder):
+    torch.save({"weight": Poison()}, as_bin(folder))
+
+
 def cut(path):
     """What an interrupted download leaves."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -131,6 +148,14 @@ def test_a_tokenizer_as_vicuna_ships_it(copy_of, tmp_path):
         (lambda f: shutil.rmtree(f / "tower"), FileNotFoundError, "vision tower tower is not here"),
         (lambda f: edit(f, architectures=["GPT2"]), ValueError, r"\['GPT2'\]; supported are"),
         (lambda f: edit(f, mm_vision_tower=None), ValueError, "names no mm_vision_tower"),
+        (lambda f: edit(f, mm_vision_tower=5), ValueError, "mm_vision_tower must be .* got 5"),
+        (lambda f: (f / "config.json").write_text("[]"), ValueError, "json holds no JSON object"),
+        (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json is no JSON"),
+        (
+            lambda f: (f / "tokenizer.json").write_text("{}"),
+            ValueError,
+            "tokenizer in .* cannot",
+        ),
         (lambda f: edit(f, s2=True), ValueError, "S2 towers see several scales"),
         (lambda f: edit(f / "tower", model_type="siglip"), ValueError, "is a siglip; only CLIP"),
         (lambda f: (f / "tower/model.safetensors").unlink(), FileNotFoundError, "tower cannot be"),
@@ -150,6 +175,54 @@ def test_incomplete_checkpoints_are_refused(copy_of, break_it, error, message):
     break_it(folder)
     with pytest.raises(error, match=message):
         load(folder, device_map="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "official"),
+    [("llava", "liuhaotian/llava-v1.5-7b"), ("llava_next", "liuhaotian/llava-v1.6-vicuna-7b")],
+)
+def test_a_checkpoint_for_the_classes_of_transformers_says_which_to_take(
+    copy_of, model_type, official
+):
+    folder = copy_of("v15")
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=f"transformers' own {model_type} classes.*{official}"):
+        load(folder, device_map="cpu")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'][:]
+)
+def test_a_broken_index_of_shards_is_named(copy_of, text):
+    folder = copy_of("v15")
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match="model.safetensors.index.json .*fetch the checkpoint"):
+        load(folder, device_map="cpu")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tower/model.safetensors"])
+def test_a_weight_of_another_shape_is_named(copy_of, file):
+    folder = copy_of("v15")
+    end = "layers.1.mlp.fc1.bias" if file.startswith("tower") else "mm_projector.0.bias"
+    name = next(name for name in load_file(folder / file) if name.endswith(end))
+    reshape(folder / file, name, (3,))
+    with pytest.raises(ValueError, match=r"the weight .*\.bias has shape \(3,\), .*asks for"):
+        load(folder, device_map="cpu")
+
+
+def test_weights_that_hold_code_are_not_run_and_no_way_to_run_them_is_shown(copy_of):
+    folder = copy_of("v15")
+    poison(folder)
+    with pytest.raises(ValueError, match="hold more than tensors; nothing of it was run") as found:
+        load(folder, device_map="cpu")
+    assert "weights_only" not in str(found.value)
+    assert found.value.__suppress_context__
+
+
+@pytest.mark.parametrize("path", [None, 5, ["a"], b"folder"])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(TypeError, match="path must be a folder or a hub id, got"):
+        load(path)
 
 
 def test_missing_shards_are_named(copy_of):
@@ -183,11 +256,13 @@ def test_missing_weights_are_never_random(copy_of):
         ({"layout": "rows"}, ValueError, "layout must be one of"),
         ({"pruner": "hivpt"}, ValueError, "unknown pruner 'hivpt'"),
         ({"attn_implementation": "fast"}, ValueError, "attn_implementation must be"),
+        ({"pruner": 5}, TypeError, "a Pruner or its name is needed, got 5"),
+        ({"device_map": "moon"}, ValueError, "device_map must be a device, .*'moon'"),
     ],
 )
 def test_bad_options_are_refused_before_any_weight_is_read(checkpoints, options, error, message):
     with pytest.raises(error, match=message):
-        load(checkpoints("v15"), device_map="cpu", **options)
+        load(checkpoints("v15"), **{"device_map": "cpu"} | options)
 
 
 def test_absent_packages_are_named(checkpoints):

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from eval.plan.table import load_table
 from llava_hivtp.anyres import inside, merge_anyres
-from llava_hivtp.pruners import PRUNERS, Pruner, ScorePruner, build_pruner
+from llava_hivtp.pruners import (
+    PRUNERS,
+    Pruner,
+    ScorePruner,
+    build_pruner,
+    for_depth,
+    read_arguments,
+    read_pruner,
+)
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 KEEP = (0.75, 0.5, 0.4, 0.25)
@@ -316,7 +324,7 @@ def test_a_share_that_keeps_nothing_is_refused(name: str) -> None:
         ("hiprune", {"layers": (9, 10, 23)}, "layers must be object layer and deep layer"),
         ("scope", {"saliency": "text"}, "saliency must be one of .*'text'"),
         ("scope", {"alpha": -1}, "alpha must be a number from 0, got -1"),
-        ("scope", {"alpha": "much"}, "alpha must be a number from 0, got 'much'"),
+        ("scope", {"alpha": "much"}, "alpha must be a number, got 'much'"),
         ("scope", {"layers": (22, 23)}, "layers must be one layer"),
         ("holov", {"crops": 0}, "crops must be a whole number from 1, got 0"),
         ("holov", {"alpha": float("inf")}, "alpha must be a number from 0, got inf"),
@@ -351,7 +359,7 @@ def test_a_setting_that_fits_no_tile_is_refused_before_it_runs(
 @pytest.mark.parametrize("name", ["hivtp", "fopru", "visionzip", "prumerge", "hired", "vispruner"])
 def test_a_layer_that_was_not_tapped_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="layer 30 was not tapped"):
-        build_pruner(name, layers=(30, 30) if name == "hired" else (30,)).select(features_of(1))
+        build_pruner(name, layers=(1, 30) if name == "hired" else (30,)).select(features_of(1))
 
 
 @pytest.mark.parametrize("name", [n for n, cls in PRUNERS.items() if cls().layers])
@@ -410,6 +418,117 @@ def test_a_method_outside_the_package_may_stand_in_a_table(tmp_path: Path) -> No
     found = [row.build() for row in load_table(tmp_path / "mine.yaml").rows if ":" in row.pruner]
     assert [pruner.keep for pruner in found] == list(KEEP)
     assert {type(pruner).__name__ for pruner in found} == {"LargestNorm"}
+
+
+def test_a_method_is_named_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "my method.py"
+    file.write_text((Path(__file__).parents[1] / "external_pruner.py").read_text())
+    pruner = build_pruner(f"{file}:LargestNorm", keep="0.25")
+    module = build_pruner("external_pruner:LargestNorm", keep="0.25")
+    assert same(pruner.select(features_of(3)), module.select(features_of(3)))
+    assert type(build_pruner(f"{file}:LargestNorm")) is type(pruner)
+    file.with_name("broken.py").write_text("1 / 0")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broken.py:It' cannot be imported: ZeroDivisionError"):
+            build_pruner(f"{file.with_name('broken.py')}:It")
+    with pytest.raises(ValueError, match="PYTHONPATH, or name its file: path/file.py:Class"):
+        build_pruner("no_such_package.methods:Mine")
+
+
+@pytest.mark.parametrize(
+    "spelled", ["external_pruner:LargestNorm:keep=0.25,power=1", "random:seed=3"]
+)
+def test_a_method_in_one_word(spelled: str) -> None:
+    pruner = read_pruner(spelled)
+    assert (pruner.keep, pruner.power) == (0.25, 1) if "power" in spelled else pruner.seed == 3
+    assert read_pruner(spelled.rpartition(":")[0]) == type(pruner)()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("r=2,r=3", "r comes twice in 'r=2,r=3'"),
+        ("k", "arguments are key=value"),
+        ("k=", "arguments are key=value"),
+        ("=2", "arguments are key=value"),
+    ],
+)
+def test_arguments_of_a_command_line_are_read_or_refused(text: str, message: str) -> None:
+    assert read_arguments(" r=2, layers = 7+8 ,") == {"r": "2", "layers": "7+8"}
+    with pytest.raises(ValueError, match=message):
+        read_arguments(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("hivtp", (4, 5)),
+        ("fopru", (11,)),
+        ("visionzip", (11,)),
+        ("vispruner", (11,)),
+        ("hired", (1, 11)),
+        ("prumerge", (12,)),
+        ("prumerge_plus", (12,)),
+        ("hiprune", (5, 11)),
+        ("random", ()),
+    ],
+)
+def test_layers_of_a_paper_move_with_the_depth(name: str, layers: tuple) -> None:
+    pruner = build_pruner(name)
+    assert for_depth(pruner, 12).layers == layers
+    for_depth(pruner, 12).check(12, 576)
+    assert for_depth(pruner, 24) == pruner
+    if layers:
+        named = build_pruner(name, layers=layers)
+        assert for_depth(named, 12) == named
+
+
+def test_a_method_that_has_stages_says_so() -> None:
+    assert {name for name, cls in PRUNERS.items() if cls.stage_names} == {"hivtp"}
+    stages = build_pruner("hivtp").stages(torch.rand(2, 144))
+    assert set(stages.unique().tolist()) == {0, *range(1, 1 + len(PRUNERS["hivtp"].stage_names))}
+
+
+SWITCHES = [
+    (name, field.name)
+    for name, cls in PRUNERS.items()
+    for field in fields(cls)
+    if field.type in ("bool", bool)
+]
+
+
+@pytest.mark.parametrize("value", ["no", "yes", "off", 0, 1, 1.0, None, [], [True]])
+@pytest.mark.parametrize(("name", "switch"), SWITCHES)
+def test_a_switch_is_true_or_false(name: str, switch: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{switch} must be true or false, got"):
+        build_pruner(name, **{switch: value})
+    assert getattr(build_pruner(name, **{switch: "True"}), switch) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("hivtp", {"layers": (7, 7)}, r"layers must differ from one another, got \(7, 7\)"),
+        ("hivtp", {"layers": "7+7"}, "layers must differ"),
+        ("hivtp", {"layers": True}, "layers must be such as 7.8.9.10, got True"),
+        ("hivtp", {"layers": [7, True]}, "layers must be such as"),
+        ("random", {"seed": "abc"}, "seed must be a whole number, got 'abc'"),
+        ("random", {"seed": True}, "seed must be a whole number, got True"),
+        ("random", {"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ("external_pruner:LargestNorm", {"power": "much"}, "power must be a number, got 'much'"),
+        ("external_pruner:LargestNorm", {"power": float("nan")}, "power must be a number, got nan"),
+        ("hired", {"alpha": True}, r"alpha must be a share in \[0, 1\], got True"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name: str, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_pruner(name, **arguments)
+
+
+@pytest.mark.parametrize("name", [[], None, 5, {"pruner": "hivtp"}])
+def test_a_name_that_is_no_text_is_refused(name: object) -> None:
+    with pytest.raises(TypeError, match="a pruner's name is text, got"):
+        build_pruner(name)
 
 
 @pytest.mark.parametrize(
