@@ -601,6 +601,27 @@ def test_hired_asks_where_the_tiles_lie() -> None:
         build_pruner("hired", keep=0.5).select(features)
 
 
+def test_fopru_without_the_row_of_cls_is_the_mean_over_patches() -> None:
+    features = random_features(2, 36, layers=(23,))
+    queries, keys = features.queries[23].double(), features.keys[23].double()
+    weights = (queries @ keys.transpose(2, 3) * queries.shape[3] ** -0.5).softmax(-1)
+    expected = weights[:, :, 1:, 1:].mean((1, 2))  # (T, N)
+    score = build_pruner("fopru", keep=0.25, cls_row=False).score(features)
+    torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=1e-7)
+    kept = build_pruner("fopru", keep=0.25, cls_row=False).select(features)
+    assert kept.patch[:9].tolist() == sorted(expected[0].topk(9).indices.tolist())
+    assert not torch.allclose(score, build_pruner("fopru").score(features))
+
+
+def test_hired_faithful_rounds_its_total_as_released() -> None:
+    features = random_features(5, 576)
+    pruner = build_pruner("hired", keep=0.7, faithful=True)
+    assert int(2880 * 0.7) == pruner.budget(5, 576) == 2015
+    assert pruner.counts(features)[0] == 576
+    assert sum(pruner.counts(features)) <= 2015
+    assert build_pruner("hired", keep=0.7).budget(5, 576) == 2016
+
+
 def test_fopru_breaks_ties_between_rows_from_the_top() -> None:
     attention = torch.ones(1, 24, 24)
     attention[0, 5] = 2
