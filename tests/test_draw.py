@@ -195,4 +195,5 @@ def test_every_method_can_be_drawn_at_any_depth(flat, name):
 def test_layers_move_with_the_depth(name, layers):
     assert fitted(name, 12).layers == layers
     assert fitted(name, 24) == build_pruner(name)
-    assert fitted(name, 12, layers=(3,) * len(layers)).layers == (3,) * len(layers)
+    named = tuple(range(3, 3 + len(layers)))
+    assert fitted(name, 12, layers=named).layers == named
