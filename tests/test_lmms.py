@@ -127,32 +127,59 @@ def test_pruning_nothing_equals_the_wrapper_of_lmms_eval(
         assert torch.equal(pixels[0], their_pixels[0])
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_gold_answers_score_full_marks(lm, drawn, monkeypatch, task):
-    """Every official task end to end on the drawn data, its samples adding up to its score."""
-    from eval.results import stats
+IMAGES = {  # that the drawn questions of a set are about, where it is not one each
+    "mme": 20, "mmbench_en_dev_static": 10, "mmbench_cn_dev": 10, "vqav2_val": 20,
+    "seedbench": 20, "refcoco_bbox_rec_testA": 10, "refcoco_bbox_rec_testB": 10,
+}  # fmt: skip
+
+
+@pytest.fixture
+def scored(lm, drawn, monkeypatch):
+    """A benchmark's score and samples under lmms-eval's own task, given its answers."""
     from llava_hivtp.lmms import Answer
 
-    model = lm()
-    monkeypatch.setattr(model, "read", lambda instance: instance)
-    monkeypatch.setattr(
-        model, "_answer_all", lambda batch: [Answer(gold(model, i), 1) for i in batch]
-    )
-    loaded = official.load_task(task, drawn)
-    results = official.evaluate(model, loaded, None)
-    benchmark = BENCHMARKS[task]
-    score = official.metrics(results, task)[benchmark.metric] * benchmark.scale
+    def get(task, answer):
+        model, loaded = lm(), official.load_task(task, drawn)
+        documents = loaded.test_docs()
+        benchmark = BENCHMARKS[task]
+
+        def respond(batch):
+            golds = [(i.args[3], benchmark.gold(documents[i.args[3]])) for i in batch]
+            return [Answer(answer(number, gold), 1) for number, gold in golds]
+
+        monkeypatch.setattr(model, "read", lambda instance: instance)
+        monkeypatch.setattr(model, "_answer_all", respond)
+        results = official.evaluate(model, loaded, None)
+        samples = official.samples(results, task, model.answers)
+        assert len(samples) == len(documents)
+        score = official.metrics(results, task)[benchmark.metric] * benchmark.scale
+        return benchmark, score, samples
+
+    return get
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gold_answers_score_full_marks(scored, task):
+    """Every official task end to end on the drawn data."""
+    benchmark, score, samples = scored(task, lambda number, gold: gold)
     # 200 points in each of the five categories drawn; points of 1000 for the 40 texts drawn
     assert score == pytest.approx({"mme": 1000, "ocrbench": 4}.get(task, 100))
-    samples = official.samples(results, task, model.answers)
-    assert len(samples) == len(loaded.test_docs())
-    if task != "ocrbench":
-        assert stats.score(stats.group(BENCHMARKS[task], samples)) == pytest.approx(score)
+    assert benchmark.shown(score, len(samples)) == pytest.approx(1000 if task == "mme" else 100)
+    assert len({sample["group"] for sample in samples}) == IMAGES.get(task, len(samples))
 
 
-def gold(model, instance):
-    _, _, _, doc_id, task, split = instance.args
-    return BENCHMARKS[task].gold(model.task_dict[task][split][doc_id])
+@pytest.mark.parametrize("task", TASKS)
+def test_samples_add_up_to_the_score(scored, task):
+    """The first answers wrong: intervals and tests are about the score that is printed."""
+    from eval.results import stats
+
+    wrong = {"A": "B", "B": "A", "C": "D", "D": "C", "Yes": "No", "No": "Yes"}
+    benchmark, score, samples = scored(
+        task, lambda number, gold: gold if number > 12 else wrong.get(gold, "nothing")
+    )
+    groups = stats.group(benchmark, samples)
+    assert stats.score(groups) == pytest.approx(benchmark.shown(score, len(samples)))
+    assert 0 < stats.score(groups) < 100 * benchmark.most * len(set(groups.strata))
 
 
 def test_a_batch_answers_as_one_by_one(lm, instances):

@@ -25,6 +25,7 @@ GOLD = """
 import json, sys
 from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
+from eval.benchmarks.records import BENCHMARKS
 
 class Gold(lmms):
     is_simple = True
@@ -36,9 +37,7 @@ class Gold(lmms):
         doc = self.task_dict[task][split][doc]
         assert visual(doc)[0].mode == "RGB"
         self.prompts.append(context)
-        given = doc.get("answers", doc["answer"] if "answer" in doc else None)
-        given = given[0] if isinstance(given, list) else given
-        return "ABCD"[int(given)] if task in ("scienceqa_img", "ai2d") else given
+        return BENCHMARKS[task].gold(doc)
 
     loglikelihood = generate_until_multi_round = None
 

@@ -73,6 +73,31 @@ def lines_of(text, method):
     return found
 
 
+HIDDEN = """\
+title: Hidden answers
+models: [lab/tiny-7b]
+layout: unpad
+patches: 576
+tasks: [gqa, vizwiz_vqa_val]
+protocol: {gqa: testdev balanced, vizwiz: validation}
+rows:
+  - {id: full, pruner: none, block: 100, printed: {gqa: 60.0, vizwiz: 50.0}}
+"""
+
+
+def test_a_number_printed_for_a_test_split_is_not_compared_with_validation(tmp_path):
+    (tmp_path / "t.yaml").write_text(HIDDEN)
+    table = load_table(tmp_path / "t.yaml")
+    for task in table.tasks:
+        store_result(tmp_path, table, table.rows[0], task, right(0.625))
+    cells = lines_of(show(table, tmp_path), "nothing pruned")
+    assert cells["paper"][-2:] == ["60.0", "50.0 (test)"]
+    assert cells["Δ"][-2:] == ["+2.50", "-"]
+    note = "VizWiz: the paper's numbers are of test, whose answers are hidden, ours of validation"
+    assert note in show(table, tmp_path)
+    assert note not in show(load_table(CONFIGS / "table1.yaml"), tmp_path)
+
+
 def test_with_nothing_run_the_paper_is_printed_and_ours_is_missing(tmp_path):
     table = load_table(CONFIGS / "table1.yaml")
     text = show(table, tmp_path)

@@ -60,7 +60,7 @@ def demo(
         str | None, typer.Option(help="Rows of Tables 1 and 2, as in 'full,*-25'; all by default.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="First N questions per set; even, for MME.")
+        int | None, typer.Option(min=1, help="First N questions per set, an even number.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
 ) -> None:

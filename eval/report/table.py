@@ -89,9 +89,7 @@ def lines(collected: Collected) -> list[Line]:
         found.append(Line(*name, "ours", ours))
         if not row.printed or collected.limit is not None:
             continue
-        theirs = [
-            Cell(str(row.printed.get(c, MISSING)), "", (row.id, c) in printed_best) for c in shown
-        ]
+        theirs = [_theirs(collected, row, c, (row.id, c) in printed_best) for c in shown]
         found.append(Line(*name, "paper", theirs))
         deltas = [_number(collected.delta(measured, c), c, "+") for c in shown]
         if set(deltas) != {MISSING}:
@@ -125,6 +123,12 @@ def footer(collected: Collected) -> list[str]:
         said.append("(n/m): a mean over n of the table's m tasks; not compared.")
     if not collected.on_printed_model:
         said.append(f"The paper's numbers are about {shown.models[0]}, so no difference is given.")
+    for column, split in collected.printed_on.items():
+        if any(column in row.row.printed for row in collected.rows):
+            said.append(
+                f"{HEADINGS[column]}: the paper's numbers are of {split}, whose answers are "
+                f"hidden, ours of {shown.protocol[column]}, so no difference is given."
+            )
     if collected.timing_device:
         other = "" if collected.on_printed_device else ", so no difference is given"
         printed = f"; the paper's on {shown.device}{other}" if shown.device else ""
@@ -190,6 +194,14 @@ def _ours(collected: Collected, measured: Measured, column: str, best: bool) -> 
     if column in measured.partial:
         extra = f"({measured.partial[column]}/{len(collected.table.tasks)})"
     return Cell(_number(measured.values.get(column), column), extra, best)
+
+
+def _theirs(collected: Collected, row: Row, column: str, best: bool) -> Cell:
+    """The printed number, with the split it is of where that is not ours."""
+    if column not in row.printed:
+        return Cell()
+    split = collected.printed_on.get(column)
+    return Cell(str(row.printed[column]), f"({split})" if split else "", best)
 
 
 def _paired(paired: Paired | None) -> Cell:

@@ -61,6 +61,12 @@ class Collected:
         """Whether our times come from the device of the printed ones."""
         return bool(self.table.device) and self.table.device in (self.timing_device or "")
 
+    @property
+    def printed_on(self) -> dict[str, str]:
+        """Columns whose printed numbers are of another split, and which: they are not ours."""
+        found = {BENCHMARKS[t].column: BENCHMARKS[t].printed_on for t in self.table.tasks}
+        return {column: split for column, split in found.items() if split}
+
     def delta(self, measured: Measured, column: str) -> float | None:
         """Ours minus the paper's; None where the two are not the same thing."""
         ours, printed = measured.values.get(column), measured.row.printed.get(column)
@@ -68,7 +74,7 @@ class Collected:
             return None
         if self.limit is not None or not self.on_printed_model:
             return None
-        if column in TIMES and not self.on_printed_device:
+        if column in self.printed_on or (column in TIMES and not self.on_printed_device):
             return None
         return round(ours, DIGITS.get(column, 2)) - float(printed)
 

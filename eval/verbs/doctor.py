@@ -121,7 +121,7 @@ def _device() -> Iterator[Finding]:
 def _folders(data: Path, out: Path) -> Iterator[Finding]:
     missing = sorted({part.repository for part in datasets.missing(data, BENCHMARKS)})
     if missing:
-        remedy = f"python -m eval prefetch configs/table1.yaml --data {data}"
+        remedy = f"python -m eval prefetch CONFIG --data {data} fetches those of a table"
         yield Finding("note", "data", f"{data} lacks {', '.join(missing)}: {remedy}")
     else:
         yield Finding("ok", "data", f"{data} holds all data sets")
