@@ -8,26 +8,19 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from eval.figures.draw import (
-    CROPPED,
-    DROPPED,
-    GLOBAL,
-    GREEN,
-    LOCAL,
-    RED,
-    Picture,
-    draw_kept,
-    outline,
-    paint,
-)
-from eval.figures.look import chosen, fitted, largest_hole, look, widest_hole
+from eval.figures.draw import draw_kept, outline, paint
+from eval.figures.look import CROPPED, DROPPED, GLOBAL, KEPT, LOCAL, chosen, cropped_to, look
+from eval.figures.picture import BLUE, GREEN, RED, Picture
+from eval.figures.square import Square, widest_square
 from llava_hivtp import PRUNERS, build_pruner, load
+from llava_hivtp.pruners import for_depth
 
 GREY = 100
 # The middle of a patch of a grey image: a tint of the stage's colour, or paler than the image.
 MIDDLE = {
     GLOBAL: (85, 109, 102),
     LOCAL: (117, 99, 85),
+    KEPT: (85, 102, 112),
     DROPPED: (188, 188, 188),
     CROPPED: (255, 255, 255),
 }
@@ -52,13 +45,13 @@ def noise(size, seed=0):
 
 
 def test_every_patch_is_painted_by_its_stage():
-    stages = np.array([[GLOBAL, LOCAL, DROPPED], [CROPPED, DROPPED, GLOBAL]])
+    stages = np.array([[GLOBAL, LOCAL, DROPPED], [CROPPED, KEPT, GLOBAL]])
     painted = paint(np.full((20, 30, 3), GREY, np.uint8), stages, cell=20)
     assert painted.shape == (40, 60, 3)
     for (row, column), stage in np.ndenumerate(stages):
         cell = painted[20 * row : 20 * row + 20, 20 * column : 20 * column + 20]
         assert tuple(cell[12, 12]) == MIDDLE[stage]
-        frame = {GLOBAL: GREEN, LOCAL: RED}.get(stage, MIDDLE[stage])
+        frame = {GLOBAL: GREEN, LOCAL: RED, KEPT: BLUE}.get(stage, MIDDLE[stage])
         for edge in (cell[0], cell[-1], cell[:, 0], cell[:, -1]):
             assert (edge == frame).all()
 
@@ -77,7 +70,7 @@ def test_the_figure_shows_every_patch_of_the_call(flat):
     image = Image.new("RGB", (80, 80), (GREY,) * 3)
     image.paste((GREY - 2,) * 3, (0, 0, 30, 50))  # so that scores differ
     seen = look(flat, image)
-    figure = draw_kept(image, seen.packed, flat, hole=False)
+    figure = draw_kept(image, seen.packed, flat, square=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     (axes,) = figure.axes
@@ -97,8 +90,8 @@ def test_stages_are_told_apart_only_while_the_pruner_chose_them(flat):
     kept = seen.packed.kept
     fewer = replace(kept, tokens=kept.tokens[:3], tile=kept.tile[:3], patch=kept.patch[:3])
     changed = chosen(seen, fewer)
-    assert changed.names == {GLOBAL: "kept"}
-    assert (changed.stages == GLOBAL).sum() == 3
+    assert changed.names == {KEPT: "kept"}
+    assert (changed.stages == KEPT).sum() == 3
     assert changed.packed.patches == 3
 
 
@@ -136,34 +129,72 @@ def test_the_letterbox_is_what_the_layout_crops(anyres, size):
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "side"),
+    ("rows", "square"),
     [
-        (["000", "000"], 6, 2),
-        (["111", "111"], 0, 0),
-        (["010", "101", "010"], 1, 1),  # corners do not join
-        (["001", "011", "100"], 3, 1),
-        (["0-0", "0-0", "0-1"], 3, 1),  # the letterbox is no hole, and joins none
-        (["001", "111", "100"], 2, 1),
-        (["1000", "0000", "0010", "0000"], 14, 2),
-        (["1000", "0000", "0000", "1111"], 11, 3),
+        (["000", "000"], (0, 0, 2)),
+        (["111", "111"], None),
+        (["010", "101", "010"], (0, 0, 1)),
+        (["-0-", "-0-", "-01"], (0, 1, 1)),  # the letterbox is not empty: it is not there
+        (["1000", "0000", "0010", "0000"], (0, 1, 2)),
+        (["1000", "0000", "0000", "1111"], (0, 1, 3)),
     ],
 )
-def test_the_largest_hole_is_joined_by_sides(rows, size, side):
+def test_the_widest_empty_square_is_found_and_outlined(rows, square):
     stages = np.array([[{"0": DROPPED, "1": GLOBAL, "-": CROPPED}[c] for c in row] for row in rows])
-    mask = largest_hole(stages)
-    assert mask.sum() == size
-    assert (stages[mask] == DROPPED).all()
-    assert widest_hole(stages) == side
+    found = widest_square(stages == DROPPED)
+    axes = Picture().add_subplot()
+    outline(axes, found)
+    if square is None:
+        assert found.side == 0
+        assert not axes.patches
+        return
+    assert found == Square(*square)
+    top, left, side = square
+    for patch in axes.patches:
+        assert (*patch.get_xy(), patch.get_width(), patch.get_height()) == (left, top, side, side)
 
 
-def test_the_outline_is_the_border_of_the_hole():
-    figure = Picture()
-    axes = figure.add_subplot()
-    outline(axes, np.array([[True, True], [False, True]]))
-    edges = {tuple(map(tuple, segment)) for segment in axes.collections[0].get_segments()}
-    assert len(edges) == 8  # three joined cells
-    assert ((1.0, 1.0), (1.0, 2.0)) in edges
-    assert ((1.0, 0.0), (1.0, 1.0)) not in edges
+@pytest.mark.parametrize("seed", range(5))
+def test_the_local_stage_leaves_no_wide_square_empty(flat, seed):
+    with_windows = for_depth(build_pruner("hivtp", k=25, c=2), 4)
+    without = for_depth(build_pruner("hivtp", k=50, c=None), 4)
+    sides = []
+    for pruner in (with_windows, without):
+        seen = look(flat, noise((80, 80), seed), pruner=pruner)
+        figure = draw_kept(noise((80, 80), seed), seen.packed, flat)
+        words = figure.axes[0].get_xlabel()
+        sides.append(widest_square(seen.laid(seen.sheets[0]) == DROPPED).side)
+        assert f"widest empty square: {sides[-1]} x {sides[-1]}" in words
+        assert "hole" not in words
+    assert sides[0] <= 2  # 2 c - 2: any wider square holds a whole window, which keeps a patch
+
+
+def test_only_a_method_with_stages_is_drawn_with_them(flat):
+    called = {}
+    for name in ("hivtp", "uniform"):
+        pruner = for_depth(build_pruner(name, **({"keep": 0.5} if name == "uniform" else {})), 4)
+        called[name] = look(flat, noise((80, 80)), pruner=pruner).names
+    assert called == {
+        "hivtp": {GLOBAL: "global stage", LOCAL: "local stage"},
+        "uniform": {KEPT: "kept"},
+    }
+    filled = for_depth(build_pruner("hivtp", k=25, c=4, fill=True), 4)
+    assert look(flat, noise((80, 80)), pruner=filled).names[KEPT] == "filled up"
+
+
+def test_what_the_preprocessing_crops_is_known(flat, anyres):
+    wide = Image.fromarray(np.tile(np.arange(80, dtype=np.uint8), (40, 1))).convert("RGB")
+    assert cropped_to(flat, wide.size) == (40, 40)
+    (sheet,) = look(flat, wide).sheets
+    assert sheet.pixels.min() >= 18  # the middle 40 of 80 columns: values 20 to 59
+    assert sheet.pixels.max() <= 61
+    assert cropped_to(flat, (40, 40)) is None
+    assert cropped_to(anyres, wide.size) is None  # it is cut into tiles
+    flat.config.image_aspect_ratio = "pad"
+    try:
+        assert cropped_to(flat, wide.size) is None
+    finally:
+        del flat.config.image_aspect_ratio
 
 
 def test_a_notebook_shows_the_figure(flat):
@@ -179,21 +210,10 @@ def test_every_method_can_be_drawn_at_any_depth(flat, name):
     arguments = {"k": 25} if name == "hivtp" else {"keep": 0.5}
     before, image = flat.pruner, noise((80, 80))
     try:
-        flat.pruner = fitted(name, 4, **arguments)
+        flat.pruner = for_depth(build_pruner(name, **arguments), 4)
         seen = look(flat, image)
         FigureCanvasAgg(draw_kept(image, seen.packed, flat)).draw()
     finally:
         flat.pruner = before
     placed = int((seen.packed.kept.patch >= 0).sum())
     assert (seen.stages > DROPPED).sum() == placed
-
-
-@pytest.mark.parametrize(
-    ("name", "layers"),
-    [("hivtp", (4, 5)), ("fopru", (11,)), ("hired", (1, 11)), ("prumerge", (12,))],
-)
-def test_layers_move_with_the_depth(name, layers):
-    assert fitted(name, 12).layers == layers
-    assert fitted(name, 24) == build_pruner(name)
-    named = tuple(range(3, 3 + len(layers)))
-    assert fitted(name, 12, layers=named).layers == named

@@ -16,15 +16,20 @@ from eval.__main__ import app
 from eval.figures import flips
 from eval.figures.draw import draw_kept
 from eval.figures.flips import WITH, WITHOUT, answer_all, find_flips
-from eval.figures.look import fitted, look
-from eval.figures.panels import Sample, draw_heat, draw_methods, draw_samples
-from eval.figures.samples import Asked, read_samples
+from eval.figures.look import look
+from eval.figures.panels import Comparison, draw_comparisons, draw_heat, draw_methods
+from eval.figures.questions import ImageQuestion, benchmark_questions
 from eval.figures.schematic import draw_schematic
 from eval.report.pareto import Point, draw_pareto, frontier
-from llava_hivtp import load
+from llava_hivtp import build_pruner, load
+from llava_hivtp.pruners import for_depth
 from tests.test_draw import noise
 
 LAYERS = (1, 2, 3, 4)
+
+
+def fitted(name, depth, **arguments):
+    return for_depth(build_pruner(name, **arguments), depth)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["v1.5", "anyres"])
@@ -95,7 +100,9 @@ def test_a_heat_map_has_a_panel_for_every_layer_of_every_image(drawn_by):
 
 def test_no_label_lies_on_another(drawn_by):
     model, tokenizer, image = drawn_by
-    asked = Asked(image, "Is there a very small umbrella behind the second elephant?", "yes")
+    asked = ImageQuestion(
+        image, "Is there a very small umbrella behind the second elephant?", "yes"
+    )
     pruners = {WITH: fitted("hivtp", 4), WITHOUT: fitted("hivtp", 4, k=50, c=None)}
     sample = answer_all(model, tokenizer, asked, pruners)
     answers = {
@@ -110,7 +117,7 @@ def test_no_label_lies_on_another(drawn_by):
     figures = {
         "kept": draw_kept(image, seen.packed, model),
         "heat": draw_heat([seen, seen], scored=(2, 3)),
-        "samples": draw_samples([replace(sample, answers=answers)] * 2),
+        "samples": draw_comparisons([replace(sample, answers=answers)] * 2),
         "methods": draw_methods(image, looks),
         "schematic": draw_schematic(),
     }
@@ -136,7 +143,7 @@ def test_one_command_draws_all_figures(tiny, drawn, tmp_path):
     summary = json.loads((tmp_path / "flips.json").read_text())
     assert summary["questions"] == 3
     assert set(summary["accuracy"]) == {"unpruned", WITH, WITHOUT}
-    assert all(0 < hole < 16 for hole in summary["mean_largest_hole"].values())
+    assert all(0 < side < 4 for side in summary["mean_widest_empty_square"].values())
 
 
 @pytest.mark.slow
@@ -166,7 +173,7 @@ def test_what_cannot_be_drawn_is_said_in_a_line(tiny, tmp_path, arguments, words
 
 
 def test_samples_come_as_the_benchmark_has_them(drawn):
-    asked = list(read_samples("pope", drawn, 5))
+    asked = list(benchmark_questions("pope", drawn, 5))
     assert len(asked) == 5
     assert {one.gold for one in asked} <= {"yes", "no"}
     assert asked[0].prompt.startswith(asked[0].question + "\n")
@@ -185,17 +192,16 @@ def test_flips_are_counted_both_ways(monkeypatch):
     def answer_one(model, tokenizer, asked, pruners):
         with_stage, without = said[int(asked.question)]
         texts = {"unpruned": "yes", WITH: with_stage, WITHOUT: without}
-        return Sample(asked, {n: SimpleNamespace(text=t) for n, t in texts.items()}, looks)
+        return Comparison(asked, {n: SimpleNamespace(text=t) for n, t in texts.items()}, looks)
 
     monkeypatch.setattr(flips, "answer_all", answer_one)
-    asked = [Asked(None, str(i), "yes") for i in range(len(said))]
+    asked = [ImageQuestion(None, str(i), "yes") for i in range(len(said))]
     found = find_flips(None, None, asked, {}, keep=1)
     assert [sample.asked.question for sample in found.samples] == ["0"]
     assert found.summary() == {
         "questions": 5,
         "accuracy": {"unpruned": 100, WITH: 60, WITHOUT: 40},
-        "mean_largest_hole": {WITH: 1, WITHOUT: 3},
-        "mean_empty_square": {WITH: 1, WITHOUT: 1},
+        "mean_widest_empty_square": {WITH: 1, WITHOUT: 1},
         "only_right_with_local_stage": 2,
         "only_right_without": 1,
     }

@@ -17,8 +17,8 @@ from eval.explorer.session import (
     examples,
     open_bounded,
 )
-from eval.figures.samples import SHORT
-from eval.report.table import METHODS
+from eval.figures.questions import SHORT
+from eval.plan.names import display_name
 from llava_hivtp.answer import Answer
 from llava_hivtp.pruners import PRUNERS
 
@@ -32,7 +32,7 @@ class Controls:
     def __init__(self, bench: Bench) -> None:
         divisors, even = bench.divisors(), bench.side % 2 == 0
         self.method = gr.Dropdown(
-            [(METHODS.get(name, name), name) for name in PRUNERS], value="hivtp", label="Method"
+            [(display_name(name), name) for name in PRUNERS], value="hivtp", label="Method"
         )
         self.r = gr.Dropdown(
             divisors, value=2 if even else 1, label="r: regions per side (global stage)"

@@ -8,71 +8,56 @@ In a notebook, after any call of the model:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, OffsetImage, TextArea
+from matplotlib.patches import Rectangle
 from PIL import Image
 
-if TYPE_CHECKING:
-    from eval.figures.look import Look, Sheet
-    from llava_hivtp.anyres import PackedImage
-    from llava_hivtp.vision import KeptTokens
+from eval.figures.look import CROPPED, DROPPED, KEPT, Look, Sheet, chosen, look
+from eval.figures.picture import BLUE, DPI, GREEN, RED, YELLOW, Picture
+from eval.figures.square import Square, widest_square
+from llava_hivtp.anyres import PackedImage
+from llava_hivtp.vision import KeptTokens
 
-# Okabe and Ito's colours: green and red that colour-blind eyes tell apart. A corner marks the
-# local stage as well, for print in black and white.
-GREEN, RED, YELLOW = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 PAPER = 226  # dropped patches fade towards this grey
-DROPPED, GLOBAL, LOCAL, CROPPED = 0, 1, 2, -1
-DPI = 150
-
-
-class Picture(Figure):
-    """A figure that shows itself in a notebook, whatever the backend."""
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=DPI)
-        return file.getvalue()
+SQUARE = "widest empty square"
 
 
 def draw_kept(
-    image: Image.Image, kept: PackedImage | KeptTokens, model: Any, *, hole: bool = True
+    image: Image.Image, kept: PackedImage | KeptTokens, model: Any, *, square: bool = True
 ) -> Picture:
-    """Draw one image with its kept tokens: global green, local red with a corner, dropped pale.
+    """Draw one image with its kept tokens in colour and the dropped ones pale.
 
     The image is shown as the vision tower sees it: squared, cropped, or cut into AnyRes tiles.
-    The stages of HIVTP are told apart while `model.pruner` is the one that chose `kept`; the
-    tokens of any other method are green.
+    The stages of a method that has them (HIVTP: global green, local red with a corner) are told
+    apart while `model.pruner` is the one that chose `kept`; all other kept tokens are blue.
 
     Args:
         image: the image of that call.
         kept: `model.kept[i]`, or what a pruner's `select` returned.
         model: the model, for its preprocessing, grid and layout.
-        hole: outline the largest hole of dropped patches.
+        square: outline the widest square of dropped patches.
     """
-    from eval.figures.look import chosen, look
-
     seen = chosen(look(model, image), kept)
     widths = [sheet.index.shape[1] / sheet.index.shape[0] for sheet in seen.sheets]
     figure = Picture(figsize=(3.4 * sum(widths) + 0.5, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     for panel, sheet in zip(axes, seen.sheets, strict=True):
-        show_kept(panel, seen, sheet, hole=hole)
+        show_kept(panel, seen, sheet, square=square)
         if len(widths) > 1:
             panel.set_title(sheet.title, fontsize=9)
     figure.suptitle(f"{seen.packed.patches} of {seen.packed.total} patch tokens", fontsize=10)
-    add_legend(figure, [seen], hole=hole)
+    add_legend(figure, [seen], square=square)
     return figure
 
 
-def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, hole: bool = True) -> None:
-    """Fill axes with a sheet, its kept patches, and below it the size of the largest hole."""
+def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, square: bool = True) -> None:
+    """Fill axes with a sheet, its kept patches, and below it the widest empty square."""
     stages = seen.laid(sheet)
     show(axes, paint(sheet.pixels, stages), sheet)
     kept = int((stages > DROPPED).sum())
@@ -81,12 +66,10 @@ def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, hole: bool = True) -> Non
         place = {"transform": axes.transAxes, "ha": "center", "fontsize": 8, "bbox": plate}
         axes.text(0.5, 0.5, "merged tokens only", **place)
     words = [f"{kept} of {int(sheet.inside.sum())} kept"]
-    if hole:
-        from eval.figures.look import largest_hole, widest_hole
-
-        mask, side = largest_hole(stages), widest_hole(stages)
-        outline(axes, mask)
-        words.append(f"largest hole {int(mask.sum())}, {side} x {side} empty")
+    if square:
+        widest = widest_square(stages == DROPPED)
+        outline(axes, widest)
+        words.append(f"{SQUARE}: {widest.side} x {widest.side}" if widest.side else "none empty")
     axes.set_xlabel("\n".join(words), fontsize=8)
 
 
@@ -107,7 +90,7 @@ def paint(pixels: np.ndarray, stages: np.ndarray, cell: int | None = None) -> np
 
     Args:
         pixels: (H, W, 3) uint8.
-        stages: (rows, columns) of DROPPED, GLOBAL, LOCAL and CROPPED.
+        stages: (rows, columns) of CROPPED, DROPPED, KEPT and the numbers of stages.
         cell: side of a patch in pixels; by default large enough to be read in print.
     """
     rows, columns = stages.shape
@@ -118,28 +101,25 @@ def paint(pixels: np.ndarray, stages: np.ndarray, cell: int | None = None) -> np
     each = np.kron(stages, np.ones((cell, cell), np.int8))
     grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
     painted = np.where((each > 0)[..., None], picture, (0.3 * grey + 0.7 * PAPER)[..., None])
-    frame, corner = (np.tile(mark, (rows, columns)) for mark in _marks(cell))
-    for stage, color, mark in ((GLOBAL, GREEN, frame), (LOCAL, RED, frame | corner)):
+    for stage in np.unique(stages[stages > DROPPED]):
+        color, mark = _mark(int(stage), cell)
         here = each == stage
         painted[here] = 0.85 * painted[here] + 0.15 * np.array(color)
-        painted[here & mark] = color
+        painted[here & np.tile(mark, (rows, columns))] = color
     painted[each == CROPPED] = 255
     return painted.round().astype(np.uint8)
 
 
-def outline(axes: Axes, mask: np.ndarray) -> None:
-    """Draw the border of a set of patches."""
-    padded = np.pad(mask, 1)
-    down = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])  # between one row and the next
-    across = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
-    edges = [((x, y), (x + 1, y)) for y, x in down] + [((x, y), (x, y + 1)) for y, x in across]
+def outline(axes: Axes, square: Square) -> None:
+    """Draw the border of a square of patches."""
     for color, width in (("black", 3.2), (np.array(YELLOW) / 255, 1.6)):
-        lines = LineCollection(edges, colors=[color], linewidths=width, capstyle="round")
-        lines.set_clip_on(False)
-        axes.add_collection(lines)
+        border = {"fill": False, "edgecolor": color, "linewidth": width, "clip_on": False}
+        if square.side:
+            corner = (square.left, square.top)
+            axes.add_patch(Rectangle(corner, square.side, square.side, **border))
 
 
-def add_legend(figure: Figure, looks: Sequence[Look], *, hole: bool = False) -> None:
+def add_legend(figure: Figure, looks: Sequence[Look], *, square: bool = False) -> None:
     """Explain the marks in these looks, with swatches painted as the patches are."""
     names: dict[int, str] = {}
     for seen in looks:
@@ -149,19 +129,19 @@ def add_legend(figure: Figure, looks: Sequence[Look], *, hole: bool = False) -> 
     names = dict(sorted(names.items())) | {DROPPED: "dropped"}
     if any(not sheet.inside.all() for seen in looks for sheet in seen.sheets):
         names[CROPPED] = "letterbox"
-    add_marks(figure, names, hole=hole)
+    add_marks(figure, names, square=square)
 
 
-def add_marks(figure: Figure, names: Mapping[int, str], *, hole: bool = False) -> None:
+def add_marks(figure: Figure, names: Mapping[int, str], *, square: bool = False) -> None:
     """A legend of stages by name."""
     items: list[np.ndarray | str] = []
     for stage, name in names.items():
         swatch = paint(np.full((1, 1, 3), 150, np.uint8), np.array([[stage]]), 24)
         items += [swatch if stage > DROPPED else _framed(swatch, 90), name]
-    if hole:
+    if square:
         ring = _framed(np.full((24, 24, 3), PAPER, np.uint8), 0, 7)
         ring[2:-2, 2:-2] = _framed(ring[2:-2, 2:-2], YELLOW)
-        items += [ring, "largest hole"]
+        items += [ring, SQUARE]
     add_key(figure, items)
 
 
@@ -194,13 +174,19 @@ def add_key(figure: Figure, items: Sequence[np.ndarray | str]) -> None:
     )
 
 
-def _marks(cell: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frame and corner of one patch, (cell, cell) bool each."""
+def _mark(stage: int, cell: int) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Colour of a stage, and where a patch of it is painted with it, (cell, cell) bool.
+
+    Every second stage has a corner as well, for print in black and white.
+    """
     width = max(1, cell // 10)
-    frame = np.ones((cell, cell), bool)
-    frame[width:-width, width:-width] = False
+    mark = np.ones((cell, cell), bool)
+    mark[width:-width, width:-width] = False
+    if stage == KEPT:
+        return BLUE, mark
     steps = np.arange(cell)
-    return frame, steps[:, None] + steps < cell * 0.55
+    second = stage % 2 == 0
+    return (RED, mark | (steps[:, None] + steps < cell * 0.55)) if second else (GREEN, mark)
 
 
 def _framed(swatch: np.ndarray, color: int | tuple[int, int, int], width: int = 3) -> np.ndarray:

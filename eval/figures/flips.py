@@ -1,4 +1,4 @@
-"""Which questions the local stage decides, and how large the holes are that it fills."""
+"""Which questions the local stage decides, and how wide the empty squares are that it fills."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.figures.look import largest_hole, look, widest_hole
-from eval.figures.panels import Sample
-from eval.figures.samples import Asked
+from eval.figures.look import DROPPED, look
+from eval.figures.panels import Comparison
+from eval.figures.questions import ImageQuestion
+from eval.figures.square import widest_square
 from llava_hivtp.answer import answer
 from llava_hivtp.pruners import Pruner
 
@@ -21,20 +22,18 @@ class Flips:
 
     questions: int = 0
     right: dict[str, int] = field(default_factory=dict)  # pruner -> right answers
-    holes: dict[str, int] = field(default_factory=dict)  # pruner -> patches in largest holes, sum
-    squares: dict[str, int] = field(default_factory=dict)  # pruner -> sides of empty squares, sum
+    sides: dict[str, int] = field(default_factory=dict)  # pruner -> of widest empty squares, sum
     rescued: int = 0  # wrong without the local stage, right with it
     lost: int = 0  # the reverse
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Comparison] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Accuracies, mean largest holes and flips, as numbers."""
+        """Accuracies, mean widest empty squares and flips, as numbers."""
         of = max(1, self.questions)
         return {
             "questions": self.questions,
             "accuracy": {name: round(100 * n / of, 2) for name, n in self.right.items()},
-            "mean_largest_hole": {name: round(n / of, 2) for name, n in self.holes.items()},
-            "mean_empty_square": {name: round(n / of, 2) for name, n in self.squares.items()},
+            "mean_widest_empty_square": {name: round(n / of, 2) for name, n in self.sides.items()},
             "only_right_with_local_stage": self.rescued,
             "only_right_without": self.lost,
         }
@@ -43,13 +42,13 @@ class Flips:
 def find_flips(
     model: Any,
     tokenizer: Any,
-    asked: Iterable[Asked],
+    asked: Iterable[ImageQuestion],
     pruners: Mapping[str, Pruner],
     keep: int,
 ) -> Flips:
     """Answer every question unpruned, WITH and WITHOUT; keep the first `keep` that flip.
 
-    Of an AnyRes image the holes are those of its tiles put together.
+    Of an AnyRes image the squares are those of its tiles put together.
     """
     flips = Flips()
     for one in asked:
@@ -60,8 +59,8 @@ def find_flips(
             flips.right[name] = flips.right.get(name, 0) + is_so
         for name, seen in sample.looks.items():
             stages = seen.laid(seen.sheets[-1])
-            flips.holes[name] = flips.holes.get(name, 0) + int(largest_hole(stages).sum())
-            flips.squares[name] = flips.squares.get(name, 0) + widest_hole(stages)
+            side = widest_square(stages == DROPPED).side
+            flips.sides[name] = flips.sides.get(name, 0) + side
         flips.lost += right[WITHOUT] and not right[WITH]
         if right[WITH] and not right[WITHOUT]:
             flips.rescued += 1
@@ -70,7 +69,9 @@ def find_flips(
     return flips
 
 
-def answer_all(model: Any, tokenizer: Any, asked: Asked, pruners: Mapping[str, Pruner]) -> Sample:
+def answer_all(
+    model: Any, tokenizer: Any, asked: ImageQuestion, pruners: Mapping[str, Pruner]
+) -> Comparison:
     """The unpruned model's answer to one question, and those under the pruners with their looks."""
     before, answers, looks = model.pruner, {}, {}
     try:
@@ -81,4 +82,4 @@ def answer_all(model: Any, tokenizer: Any, asked: Asked, pruners: Mapping[str, P
                 looks[name] = look(model, asked.image)
     finally:
         model.pruner = before
-    return Sample(asked, answers, looks)
+    return Comparison(asked, answers, looks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.figures.draw import CROPPED, DROPPED, GLOBAL, LOCAL
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.images import prepare_images
 from llava_hivtp.importance import received_attention
-from llava_hivtp.pruners import HIVTP, PRUNERS, Pruner, build_pruner
-from llava_hivtp.pruners.base import PaperLayers
+from llava_hivtp.pruners import Pruner
 from llava_hivtp.vision import KeptTokens, VisionFeatures
+
+# What became of a patch. From 1 on: the stage of its method that keeps it; HIVTP has two.
+CROPPED, DROPPED, GLOBAL, LOCAL = -1, 0, 1, 2
+KEPT = 100  # kept by a method without stages
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,36 @@ class Look:
     """One image seen by the vision tower and cut down by a pruner."""
 
     sheets: tuple[Sheet, ...]
-    stages: np.ndarray  # (T, N) of DROPPED, GLOBAL (kept, by whatever method) and LOCAL
+    stages: np.ndarray  # (T, N) of DROPPED, KEPT and the numbers of stages
     importance: dict[int, np.ndarray]  # layer -> (T, N), attention received
     packed: PackedImage  # what reaches the language model
     pruner: Pruner
 
     @property
     def names(self) -> dict[int, str]:
-        """What the pruner calls the patches it keeps, by stage."""
-        if not isinstance(self.pruner, HIVTP):
-            return {GLOBAL: "kept"}
-        one = {GLOBAL: "global stage"}
-        return one if self.pruner.c is None else one | {LOCAL: "local stage"}
+        """What the stages are called in which patches of this image were kept, in order."""
+        called = dict(enumerate(self.pruner.stage_names, 1))
+        called[KEPT] = "filled up" if called else "kept"
+        return {stage: name for stage, name in called.items() if (self.stages == stage).any()}
 
     def laid(self, sheet: Sheet) -> np.ndarray:
         """Stages on a sheet, CROPPED where no patch of the image lies."""
         return np.where(sheet.inside, sheet.lay(self.stages), CROPPED)
 
 
-def look(model: Any, image: Image.Image, layers: Iterable[int] = ()) -> Look:
-    """Run the vision tower and `model.pruner` on one image; the language model stays idle.
+def look(
+    model: Any, image: Image.Image, layers: Iterable[int] = (), pruner: Pruner | None = None
+) -> Look:
+    """Run the vision tower and a method on one image; the language model stays idle.
 
-    `layers` asks for the importance in these encoder layers, beside those the pruner reads.
+    Args:
+        model: a LLaVA with a pruner attached; it is left as it was.
+        image: any image.
+        layers: encoder layers whose importance is wanted, beside those the method reads.
+        pruner: the method; default `model.pruner`.
     """
     pixels, sizes = prepare_images([image], model.get_vision_tower().image_processor, model.config)
-    with _watching(model, layers) as watch, torch.inference_mode():
+    with _watching(model, pruner or model.pruner, layers) as watch, torch.inference_mode():
         model.encode_images(pixels, sizes)
         return watch.look(model, pixels, sizes)
 
@@ -81,45 +87,23 @@ def chosen(seen: Look, kept: PackedImage | KeptTokens) -> Look:
         if isinstance(kept, PackedImage)
         else replace(seen.packed, kept=kept, patches=len(kept))
     )
-    return replace(seen, stages=mask.astype(np.int8), packed=packed, pruner=Pruner())
+    return replace(seen, stages=_as_kept(mask), packed=packed, pruner=Pruner())
 
 
-def fitted(name: str, depth: int, **arguments: Any) -> Pruner:
-    """Build a method for an encoder of any depth.
+def cropped_to(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The middle (width, height) of an image that the preprocessing leaves of it; None: all.
 
-    Where its default layers are a paper's, for 24, they move along: the last three keep their
-    distance from the end, the others their share of the depth (7-10 of 24 are 4-5 of 12).
+    LLaVA pads an image to a square or cuts it into tiles where its config says so; else CLIP's
+    processor cuts off what is beyond a square.
     """
-    layers = getattr(PRUNERS[name], "layers", ())
-    if isinstance(layers, PaperLayers) and depth != layers.depth and "layers" not in arguments:
-        arguments["layers"] = tuple(dict.fromkeys(_moved(layer, depth) for layer in layers))
-    return build_pruner(name, **arguments)
-
-
-def _moved(layer: int, depth: int) -> int:
-    from_end = PaperLayers.depth - layer
-    if from_end < 3:
-        return max(1, depth - from_end)
-    return math.ceil(layer * depth / PaperLayers.depth)
-
-
-def largest_hole(stages: np.ndarray) -> np.ndarray:
-    """Mask of the largest set of dropped patches joined by their sides; the first of equals."""
-    from scipy.ndimage import label
-
-    holes, count = label(stages == DROPPED)
-    if not count:
-        return np.zeros(stages.shape, bool)
-    return holes == 1 + np.bincount(holes.ravel())[1:].argmax()
-
-
-def widest_hole(stages: np.ndarray) -> int:
-    """Side of the largest square of dropped patches."""
-    sides = np.zeros((stages.shape[0] + 1, stages.shape[1] + 1), int)  # of squares ending here
-    for row, column in np.argwhere(stages == DROPPED):
-        ends = sides[row, column], sides[row, column + 1], sides[row + 1, column]
-        sides[row + 1, column + 1] = 1 + min(ends)
-    return int(sides.max())
+    processor = model.get_vision_tower().image_processor
+    padded = getattr(model.config, "image_aspect_ratio", None) in ("pad", "anyres")
+    if padded or not processor.do_center_crop or "shortest_edge" not in processor.size:
+        return None
+    scale = min(size) / processor.size["shortest_edge"]
+    seen = processor.crop_size["width"] * scale, processor.crop_size["height"] * scale
+    left = tuple(min(side, round(most)) for side, most in zip(size, seen, strict=True))
+    return None if left == tuple(size) else left
 
 
 def mask_of(kept: KeptTokens, tiles: int, n_patches: int) -> np.ndarray:
@@ -128,6 +112,10 @@ def mask_of(kept: KeptTokens, tiles: int, n_patches: int) -> np.ndarray:
     tile, patch = kept.tile.cpu().numpy(), kept.patch.cpu().numpy()
     mask[tile[patch >= 0], patch[patch >= 0]] = True
     return mask
+
+
+def _as_kept(mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, KEPT, DROPPED).astype(np.int8)
 
 
 @dataclass
@@ -141,14 +129,23 @@ class _Watch(Pruner):
         self.layers = tuple(sorted({*self.inner.layers, *self.wanted}))
         self.seeded = self.inner.seeded
 
+    def check(self, n_layers: int, n_patches: int) -> None:
+        """The inner pruner must fit, and the layers wanted must be there."""
+        self.inner.check(n_layers, n_patches)
+        super().check(n_layers, n_patches)
+
+    def budget(self, n_tiles: int, n_patches: int) -> int:
+        """The inner pruner's."""
+        return self.inner.budget(n_tiles, n_patches)
+
     def select(self, features: VisionFeatures) -> KeptTokens:
         """The inner pruner's choice."""
         kept = self.inner.select(features)
-        stages = mask_of(kept, features.n_tiles, features.n_patches).astype(np.int8)
-        if isinstance(self.inner, HIVTP):
+        stages = _as_kept(mask_of(kept, features.n_tiles, features.n_patches))
+        if self.inner.stage_names:
             scores = received_attention(features, self.inner.layers)
             told = self.inner.stages(scores).cpu().numpy()
-            stages[told == LOCAL] = LOCAL  # what `fill` adds is chosen by score alone: GLOBAL
+            stages[told > 0] = told[told > 0]
         self.stages, self.tile_grid, self.n = stages, features.tile_grid, features.n
         self.importance = {
             layer: received_attention(features, (layer,)).cpu().numpy() for layer in self.wanted
@@ -167,10 +164,11 @@ class _Watch(Pruner):
 
 
 @contextmanager
-def _watching(model: Any, layers: Iterable[int]) -> Iterator[_Watch]:
+def _watching(model: Any, pruner: Pruner, layers: Iterable[int]) -> Iterator[_Watch]:
     before, kept = model.pruner, model.kept
-    model.pruner = watch = _Watch(inner=before, wanted=tuple(layers))
+    watch = _Watch(inner=pruner, wanted=tuple(layers))
     try:
+        model.pruner = watch
         yield watch
     finally:
         model.pruner, model.kept = before, kept

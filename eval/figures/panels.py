@@ -1,4 +1,4 @@
-"""The paper's figures: heat maps per layer, kept tokens under several pruners, with answers."""
+"""Figures of several panels: heat maps per layer, kept tokens by method, with answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,22 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from PIL import Image
 
-from eval.figures.draw import DPI, GREEN, Picture, add_key, add_legend, show, show_kept
-
-if TYPE_CHECKING:
-    from eval.figures.look import Look, Sheet
-    from eval.figures.samples import Asked
-    from llava_hivtp.answer import Answer
+from eval.figures.draw import add_key, add_legend, show, show_kept
+from eval.figures.look import Look, Sheet
+from eval.figures.picture import DPI, GREEN, Picture
+from eval.figures.questions import ImageQuestion
+from llava_hivtp.answer import Answer
 
 HEAT = "cividis"  # one scale of lightness, the same for colour-blind eyes
 PER_LINE = 12  # panels of a heat map side by side
 
 
 @dataclass(frozen=True)
-class Sample:
+class Comparison:
     """One question about one image, answered by the same model under several pruners."""
 
-    asked: Asked
+    asked: ImageQuestion
     answers: Mapping[str, Answer]  # name of the pruner -> answer
     looks: Mapping[str, Look]  # name of the pruner -> what it kept; those that are drawn
 
@@ -68,26 +66,28 @@ def draw_heat(looks: Sequence[Look], scored: Sequence[int] = ()) -> Picture:
     return figure
 
 
-def draw_samples(samples: Sequence[Sample]) -> Picture:
-    """Kept tokens of every sample under its pruners, beside question and answers."""
-    looks = [seen for sample in samples for seen in sample.looks.values()]
+def draw_comparisons(compared: Sequence[Comparison]) -> Picture:
+    """Kept tokens of every image under its pruners, beside question and answers."""
+    looks = [seen for one in compared for seen in one.looks.values()]
     wide = max(sum(_aspect(sheet) for sheet in seen.sheets) for seen in looks)
-    panels = len(samples[0].looks)
+    panels = len(compared[0].looks)
     unit = min(2.3, 10.5 / (1 + panels * wide))  # inches, of a square panel
     widths = [unit, *[unit * wide] * panels, 2.6]
-    words = [_words(sample) for sample in samples]
+    words = [_words(one) for one in compared]
     heights = [max(unit + 0.65, 0.2 * text.count("\n") + 0.5) for text in words]
     size = (sum(widths), sum(heights) + 0.3)
     figure = Picture(figsize=size, dpi=DPI, layout="constrained")
-    grid = figure.add_gridspec(len(samples), panels + 2, width_ratios=widths, height_ratios=heights)
-    for line, sample in enumerate(samples):
-        _image_panel(figure.add_subplot(grid[line, 0]), sample.asked.image)
-        for column, (title, seen) in enumerate(sample.looks.items(), 1):
+    grid = figure.add_gridspec(
+        len(compared), panels + 2, width_ratios=widths, height_ratios=heights
+    )
+    for line, one in enumerate(compared):
+        _image_panel(figure.add_subplot(grid[line, 0]), one.asked.image)
+        for column, (title, seen) in enumerate(one.looks.items(), 1):
             ratios = [_aspect(sheet) for sheet in seen.sheets]
             cells = grid[line, column].subgridspec(1, len(ratios), width_ratios=ratios)
             _kept_panels(figure, cells, seen, title)
         _write(figure.add_subplot(grid[line, -1]), words[line])
-    add_legend(figure, looks, hole=True)
+    add_legend(figure, looks, square=True)
     return figure
 
 
@@ -108,7 +108,7 @@ def draw_methods(image: Image.Image, looks: Mapping[str, Look]) -> Picture:
     _image_panel(figure.add_subplot(grid[0, : len(ratios)]), image)
     for place, (title, seen) in enumerate(looks.items(), 1):
         mine = cells[place * len(ratios) : (place + 1) * len(ratios)]
-        _kept_panels(figure, mine, seen, title, hole=False)
+        _kept_panels(figure, mine, seen, title, square=False)
     add_legend(figure, list(looks.values()))
     return figure
 
@@ -148,26 +148,26 @@ def _image_panel(axes: Axes, image: Image.Image) -> None:
 
 
 def _kept_panels(
-    figure: Picture, cells: Iterable[SubplotSpec], seen: Look, title: str, hole: bool = True
+    figure: Picture, cells: Iterable[SubplotSpec], seen: Look, title: str, square: bool = True
 ) -> None:
     for cell, sheet in zip(cells, seen.sheets, strict=True):
         panel = figure.add_subplot(cell)
-        show_kept(panel, seen, sheet, hole=hole)
+        show_kept(panel, seen, sheet, square=square)
         loose = int((seen.packed.kept.patch < 0).sum()) if sheet is seen.sheets[0] else 0
-        if loose or not hole:  # always two lines, so that panels stand in line
+        if loose or not square:  # always two lines, so that panels stand in line
             second = f"{loose} unplaced" if loose else " "
             panel.set_xlabel(f"{panel.get_xlabel()}\n{second}", fontsize=8)
         panel.set_title(title if sheet is seen.sheets[0] else sheet.title, fontsize=9)
 
 
-def _words(sample: Sample) -> str:
-    lines = [sample.asked.question]
-    if sample.asked.gold:
-        lines.append(f"Right answer: {sample.asked.gold}")
-    for name, answer in sample.answers.items():
+def _words(compared: Comparison) -> str:
+    lines = [compared.asked.question]
+    if compared.asked.gold:
+        lines.append(f"Right answer: {compared.asked.gold}")
+    for name, answer in compared.answers.items():
         mark = ""
-        if sample.asked.gold:
-            mark = "  (right)" if sample.is_right(name) else "  (wrong)"
+        if compared.asked.gold:
+            mark = "  (right)" if compared.is_right(name) else "  (wrong)"
         lines.append(f"{name}, {answer.image.patches} tokens:")
         lines.append(f"   {answer.text}{mark}")
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]

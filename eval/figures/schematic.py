@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from eval.figures.draw import DPI, DROPPED, GLOBAL, GREEN, LOCAL, RED, Picture, add_marks, paint
+from eval.figures.draw import add_marks, paint
+from eval.figures.look import DROPPED, GLOBAL, LOCAL
+from eval.figures.picture import DPI, GREEN, RED, Picture
+from llava_hivtp.pruners import HIVTP
 
 N, R, K, C = 12, 2, 25, 2  # a 12 x 12 grid under the settings of the paper's 50 % row
 SIDE, GAP, BOX = 1.9, 0.5, 1.35  # inches: a grid, the space for an arrow, a box
@@ -63,10 +67,6 @@ def _scores() -> np.ndarray:
 
 
 def _stages(scores: np.ndarray) -> np.ndarray:
-    import torch
-
-    from llava_hivtp.pruners import HIVTP
-
     flat = torch.from_numpy(scores.reshape(1, -1))
     return HIVTP(r=R, k=K, c=C, layers=(1,)).stages(flat).numpy().reshape(N, N)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from matplotlib.axes import Axes
 
 from eval.benchmarks.records import BENCHMARKS
-from eval.figures.draw import DPI, Picture
-from eval.report.table import METHODS
-from eval.results.collect import Collected, Measured
+from eval.figures.picture import DPI, Picture, save
+from eval.plan.names import display_name
+from eval.plan.table import load_table
+from eval.results.collect import Collected, Measured, collect
 
 COSTS = {"tokens": "kept patch tokens", "ttft_ms": "time to first token (ms)"}
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -19,11 +22,28 @@ MARKERS = "osD^vP*X<>ph8"
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a table."""
+    """One row of a table; each half width is of a 95 % interval, None where none is known."""
 
     method: str
     cost: float
     accuracy: float  # percent of the unpruned model's, mean over the benchmarks
+    cost_half_width: float | None = None
+    accuracy_half_width: float | None = None  # of the row's own scores
+
+
+def make_pareto(config: Path, results: Path, model: str | None, out: Path) -> None:
+    """Draw the stored results of a table into the folder `out`.
+
+    Raises:
+        ValueError: if too few rows are complete.
+    """
+    table = load_table(config, model)
+    figure = draw_pareto(collect(table, table.rows, results))
+    if figure is None:
+        raise ValueError(f"{results} holds too few finished rows of {config}: run them first")
+    stem = out / f"pareto-{config.stem}"
+    save(figure, stem)
+    print(f"{stem}.png, .pdf: accuracy against kept tokens and TTFT")
 
 
 def points(collected: Collected, cost: str) -> list[Point]:
@@ -33,14 +53,26 @@ def points(collected: Collected, cost: str) -> list[Point]:
     if full is None or not all(full.values.get(column) for column in columns):
         return []
     return [
-        Point(
-            METHODS.get(measured.row.pruner, measured.row.pruner),
-            measured.values[cost],
-            100 * sum(measured.values[c] / full.values[c] for c in columns) / len(columns),
-        )
+        _point(measured, full, columns, cost)
         for measured in collected.rows
         if _complete(measured, [*columns, cost])
     ]
+
+
+def _point(measured: Measured, full: Measured, columns: Sequence[str], cost: str) -> Point:
+    shares = [measured.values[c] / full.values[c] for c in columns]
+    widths = [measured.half_widths.get(c) for c in columns]
+    spread = None
+    if None not in widths:  # different questions: errors of the benchmarks add up by squares
+        own = [width / full.values[c] for width, c in zip(widths, columns, strict=True)]
+        spread = 100 * math.hypot(*own) / len(columns)
+    return Point(
+        display_name(measured.row.pruner),
+        measured.values[cost],
+        100 * sum(shares) / len(columns),
+        measured.half_widths.get(cost),
+        spread,
+    )
 
 
 def frontier(found: Sequence[Point]) -> list[Point]:
@@ -65,6 +97,8 @@ def draw_pareto(collected: Collected) -> Picture | None:
         _plot(panel, found, methods)
         panel.set_xlabel(COSTS[cost], fontsize=9)
     axes[0].set_ylabel("score, % of the unpruned model's\n(mean over the benchmarks)", fontsize=9)
+    if any(p.accuracy_half_width or p.cost_half_width for found in panels.values() for p in found):
+        axes[0].set_title("bars: 95 % intervals of each row's own", fontsize=8, loc="left")
     if "ttft_ms" in panels and collected.timing_device:
         axes[-1].set_title(f"times from: {collected.timing_device}", fontsize=8, loc="right")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -86,10 +120,13 @@ def _plot(axes: Axes, found: Sequence[Point], methods: Sequence[str]) -> None:
     )
     for place, method in enumerate(methods):
         line = sorted((p for p in found if p.method == method), key=lambda p: p.cost)
+        color = COLORS[place % len(COLORS)]
+        for point in line:
+            _bars(axes, point, color)
         axes.plot(
             [p.cost for p in line],
             [p.accuracy for p in line],
-            color=COLORS[place % len(COLORS)],
+            color=color,
             marker=MARKERS[place % len(MARKERS)],
             markersize=6,
             linewidth=1.2,
@@ -99,6 +136,20 @@ def _plot(axes: Axes, found: Sequence[Point], methods: Sequence[str]) -> None:
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
+
+
+def _bars(axes: Axes, point: Point, color: str) -> None:
+    axes.errorbar(
+        point.cost,
+        point.accuracy,
+        xerr=point.cost_half_width,
+        yerr=point.accuracy_half_width,
+        fmt="none",
+        ecolor=color,
+        elinewidth=0.8,
+        capsize=2,
+        alpha=0.6,
+    )
 
 
 def _complete(measured: Measured, columns: Sequence[str]) -> bool:

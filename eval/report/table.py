@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.benchmarks.records import BENCHMARKS
+from eval.plan.names import display_name
 from eval.plan.table import TIMES, Row, Table
 from eval.report import text
 from eval.report.text import MISSING, Cell, Line
@@ -23,22 +24,6 @@ HEADINGS = {
     "ttft_ms": "TTFT ms",
     "throughput": "tokens/s",
     **{benchmark.column: benchmark.title for benchmark in BENCHMARKS.values()},
-}
-METHODS = {
-    "none": "nothing pruned",
-    "hivtp": "HIVTP",
-    "fopru": "FoPru",
-    "visionzip": "VisionZip",
-    "prumerge": "PruMerge",
-    "prumerge_plus": "PruMerge+",
-    "hired": "HiRED",
-    "uniform": "uniform grid",
-    "avgpool": "average pooling",
-    "vispruner": "VisPruner",
-    "divprune": "DivPrune",
-    "hiprune": "HiPrune",
-    "scope": "SCOPE",
-    "holov": "HoloV",
 }
 SETS = {"paper": "", "control": " (control)", "beyond": " (beyond the paper)"}
 INTERVALS = (
@@ -65,7 +50,7 @@ def method_name(row: Row) -> str:
     implied = {"keep", "dominant", "contextual"}
     shown = [word for word in row.spelled.split(",") if word.split("=")[0] not in implied | {""}]
     arguments = f" ({', '.join(shown)})" if shown else ""
-    return METHODS.get(row.pruner, row.pruner) + arguments + SETS[row.set]
+    return display_name(row.pruner) + arguments + SETS[row.set]
 
 
 def columns(collected: Collected) -> list[str]:

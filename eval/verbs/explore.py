@@ -28,7 +28,7 @@ def explore(
             f"the page needs gradio ({error}): pip install 'llava_hivtp[demo]'"
         ) from error
     from eval.explorer.session import Bench
-    from eval.figures.samples import embedded_model
+    from eval.figures.questions import embedded_model
     from llava_hivtp import load
 
     llava, tokenizer, _, _ = load(model or embedded_model())

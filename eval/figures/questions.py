@@ -16,12 +16,12 @@ from eval.benchmarks.records import BENCHMARKS
 
 SHORT = "Answer the question using a single word or phrase."  # as LLaVA is asked in benchmarks
 TASKS = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.stands_alone)
-EMBEDDED = ROOT / "eval/nano/checkpoints/v15"
+CHECKPOINTS = ROOT / "eval/nano/checkpoints"  # of the models that come with the project
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question."""
+class ImageQuestion:
+    """One question about one image."""
 
     image: Image.Image
     question: str
@@ -33,7 +33,9 @@ class Asked:
         return f"{self.question}\n{SHORT}"
 
 
-def read_samples(task: str, folder: Path, limit: int | None = None) -> Iterator[Asked]:
+def benchmark_questions(
+    task: str, folder: Path, limit: int | None = None
+) -> Iterator[ImageQuestion]:
     """Questions of a benchmark from a folder that mirrors the hub.
 
     Raises:
@@ -48,30 +50,24 @@ def read_samples(task: str, folder: Path, limit: int | None = None) -> Iterator[
     rows = (row for file in data.files(folder, part) for row in _rows(file))
     for row in islice(rows, limit):
         image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-        yield Asked(image, row["question"].strip(), BENCHMARKS[task].gold(row))
+        question = row["question"].strip()
+        yield ImageQuestion(image, question, BENCHMARKS[task].gold(row))
 
 
-def embedded_data(images: str, size: str) -> Path:
-    """Draw the embedded model's data sets, unless they are there.
+def data_of(checkpoint: str | Path, *, tiled: bool, full: bool) -> Path:
+    """Where a checkpoint's questions lie; a model that comes with the project has its own world.
 
     Args:
-        images: small or large, for the flat or the AnyRes checkpoint.
-        size: quick or full.
+        checkpoint: folder or hub id.
+        tiled: an AnyRes model, to which large pictures are shown.
+        full: ten times the questions.
     """
+    if CHECKPOINTS not in Path(checkpoint).resolve().parents:
+        return Path("data")
     from eval.nano.datasets import write
 
+    images, size = "large" if tiled else "small", "full" if full else "quick"
     return write(ROOT / f"results/nano/figures-{images}-{size}", size, images)
-
-
-def embedded_model() -> str:
-    """The checkpoint that comes with the project.
-
-    Raises:
-        FileNotFoundError: if this checkout has none.
-    """
-    if not (EMBEDDED / "config.json").is_file():
-        raise FileNotFoundError(f"no embedded model at {EMBEDDED}: name a checkpoint with --model")
-    return str(EMBEDDED)
 
 
 def _rows(file: Path) -> Iterator[dict]:
