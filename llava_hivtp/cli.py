@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llava_hivtp.answer import Answer
@@ -66,6 +65,7 @@ def _answer_twice(options: argparse.Namespace) -> dict[str, Answer]:
     """Answer without pruning, then with it, by title."""
     _hush()
     from llava_hivtp.answer import answer
+    from llava_hivtp.conversation import unknown_words
     from llava_hivtp.images import open_image
     from llava_hivtp.loading import load
     from llava_hivtp.pruners import build_pruner
@@ -85,7 +85,8 @@ def _answer_twice(options: argparse.Namespace) -> dict[str, Answer]:
     image = open_image(options.image)
     pruner = build_pruner(options.pruner, **settings)
     model, tokenizer, *_ = load(options.model or EMBEDDED, layout=options.layout)
-    _warn_of_unknown_words(tokenizer, options.question)
+    if lost := unknown_words(tokenizer, options.question):
+        print(f"warning: the model has no token for {', '.join(lost)}", file=sys.stderr)
     answers = {}
     for method, title in ((build_pruner("none"), "full"), (pruner, options.pruner)):
         model.pruner = method
@@ -110,13 +111,6 @@ def _settings(text: str) -> dict[str, str]:
     if not all(equals and value for _, equals, value in pairs):
         raise ValueError(f"--pruner-args takes key=value,key=value, got {text!r}")
     return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _warn_of_unknown_words(tokenizer: Any, question: str) -> None:
-    words = re.findall(r"\w+", question)
-    lost = [word for word in words if tokenizer.unk_token_id in tokenizer(word).input_ids]
-    if lost:
-        print(f"warning: the model has no token for {', '.join(lost)}", file=sys.stderr)
 
 
 def _side_by_side(answers: Mapping[str, Answer]) -> str:

@@ -5,6 +5,7 @@ A wrong template silently costs points on every benchmark.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -50,3 +51,9 @@ def build_prompt(template: str, question: str, images: int) -> str:
     conversation.append_message(conversation.roles[0], question)
     conversation.append_message(conversation.roles[1], None)
     return conversation.get_prompt()
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """Words of a text that a tokenizer has no token for; one with bytes, as LLaVA's, has none."""
+    words = dict.fromkeys(re.findall(r"\w+", text))
+    return [word for word in words if tokenizer.unk_token_id in tokenizer(word).input_ids]

@@ -7,30 +7,37 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from eval.explorer.session import (
-    MAX_FILE,
+from eval.explorer.shared import (
+    MAX_MEGABYTES,
     MAX_QUESTION,
     MAX_SIDE,
     NO_WINDOWS,
     TIMED,
-    Bench,
+    SharedModel,
+    TimedAnswer,
+    check_question,
     examples,
     open_bounded,
+    settings_of,
 )
 from eval.figures.questions import SHORT
 from eval.plan.names import display_name
-from llava_hivtp.answer import Answer
+from llava_hivtp.anyres import LAYOUTS
 from llava_hivtp.pruners import PRUNERS
 
 # The model serves one request at a time; while a slider moves, only its last place counts.
 QUEUE = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "always_last"}
+QUICK = {"show_progress": "hidden", "trigger_mode": "always_last"}  # does not ask the model
+STYLE = ".old { opacity: 0.35; filter: grayscale(1); }"
+OLD = "The question or the settings have changed since this was answered: press **Ask**."
+MISTAKES = (ValueError, TypeError)  # what a visitor can mend
 
 
 class Controls:
     """The settings of a pruner, as widgets."""
 
-    def __init__(self, bench: Bench) -> None:
-        divisors, even = bench.divisors(), bench.side % 2 == 0
+    def __init__(self, shared: SharedModel) -> None:
+        divisors, even = shared.divisors(), shared.side % 2 == 0
         self.method = gr.Dropdown(
             [(display_name(name), name) for name in PRUNERS], value="hivtp", label="Method"
         )
@@ -50,82 +57,138 @@ class Controls:
             1, 100, 50, step=1, label="Tokens to keep, %", visible=False, elem_id="keep"
         )
         self.layers = gr.Dropdown(
-            list(range(1, bench.depth + 1)),
-            value=bench.default_layers("hivtp"),
+            list(range(1, shared.depth + 1)),
+            value=shared.default_layers("hivtp"),
             multiselect=True,
             label="Encoder layers that score",
             elem_id="layers",
         )
         self.layout = gr.Radio(
-            ["unpad", "mosaic"], value="unpad", label="AnyRes layout", visible=bench.tiled
+            list(LAYOUTS), value=LAYOUTS[0], label="AnyRes layout", visible=shared.tiled
         )
 
     @property
     def pruner(self) -> list[gr.components.Component]:
-        """What `Bench.pruner` takes."""
+        """What `SharedModel.pruner` takes."""
         return [self.method, self.r, self.k, self.c, self.keep, self.layers]
 
 
-def build_page(bench: Bench, name: str) -> gr.Blocks:
+class Asking:
+    """Image and question, as widgets; the first example is there from the start."""
+
+    def __init__(self, shared: SharedModel) -> None:
+        drawn = examples(shared.tiled)
+        picture, words = drawn[0]
+        self.image = gr.State(picture)
+        self.shown = gr.Image(picture, label="Image", interactive=False, height=250, buttons=[])
+        self.upload = gr.UploadButton(
+            f"Upload an image (up to {MAX_MEGABYTES} MB, {MAX_SIDE} pixels a side)",
+            size="sm",
+            elem_id="upload",
+        )
+        self.gallery = gr.Gallery(
+            [picture for picture, _ in drawn],
+            show_label=False,
+            columns=3,
+            height=130,
+            allow_preview=False,
+            buttons=[],
+            elem_id="examples",
+        )
+        self.question = gr.Textbox(
+            words, label="Question", max_length=MAX_QUESTION, elem_id="question"
+        )
+        self.short = gr.Checkbox(True, label="Ask for a single word or phrase", elem_id="short")
+        self.notes = gr.Markdown(elem_id="notes")
+        self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
+        self.message = gr.Markdown(elem_id="message")
+
+
+class Shown:
+    """The drawing and both answers, as widgets."""
+
+    def __init__(self) -> None:
+        self.kept = gr.Image(
+            show_label=False, interactive=False, buttons=["download"], elem_id="kept"
+        )
+        with gr.Row():
+            self.full = gr.Textbox(label="Full model", interactive=False, elem_id="full")
+            self.pruned = gr.Textbox(label="Pruned model", interactive=False, elem_id="pruned")
+        with gr.Row():
+            self.full_cost = gr.Markdown(elem_id="full-cost")
+            self.pruned_cost = gr.Markdown(elem_id="pruned-cost")
+        self.age = gr.Markdown(elem_id="age")
+
+    @property
+    def answers(self) -> list[gr.components.Component]:
+        """What an answer fills, and what grows old: the full model's two, then the pruned one's."""
+        return [self.full, self.full_cost, self.pruned, self.pruned_cost]
+
+
+def build_page(shared: SharedModel, name: str) -> gr.Blocks:
     """Lay the page out and connect it."""
     with gr.Blocks(title="HIVTP explorer", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown(
-            f"## What a pruner keeps\n{name}, {bench.side} x {bench.side} patches a tile, "
-            f"{bench.depth} encoder layers. TTFT: median of {TIMED} requests on this machine."
+            f"## What a pruner keeps\n{name}, {shared.side} x {shared.side} patches a tile, "
+            f"{shared.depth} encoder layers. TTFT: median (quartiles) of {TIMED} requests on "
+            "this machine, full and pruned in turns."
         )
-        image = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                shown = gr.Image(label="Image", interactive=False, height=250, buttons=[])
-                upload = gr.UploadButton(
-                    f"Upload an image (up to {MAX_FILE}, {MAX_SIDE} pixels a side)",
-                    size="sm",
-                    elem_id="upload",
-                )
-                gallery = gr.Gallery(
-                    [picture for picture, _ in examples(bench.tiled)],
-                    show_label=False,
-                    columns=3,
-                    height=130,
-                    allow_preview=False,
-                    buttons=[],
-                    elem_id="examples",
-                )
-                question = gr.Textbox(label="Question", max_length=MAX_QUESTION, elem_id="question")
-                short = gr.Checkbox(True, label="Ask for a single word or phrase")
-                ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                message = gr.Markdown(elem_id="message")
+                asking = Asking(shared)
             with gr.Column(scale=2, min_width=300):
-                controls = Controls(bench)
+                controls = Controls(shared)
                 status = gr.Markdown(elem_id="status")
             with gr.Column(scale=3, min_width=420):
-                kept = gr.Image(
-                    show_label=False, interactive=False, buttons=["download"], elem_id="kept"
-                )
-                with gr.Row():
-                    full = gr.Textbox(label="Full model", interactive=False, elem_id="full")
-                    pruned = gr.Textbox(label="Pruned model", interactive=False, elem_id="pruned")
-                with gr.Row():
-                    full_cost = gr.Markdown(elem_id="full-cost")
-                    pruned_cost = gr.Markdown(elem_id="pruned-cost")
+                shown = Shown()
         gr.Markdown("Attention each patch receives, by encoder layer:")
         heat = gr.Image(show_label=False, interactive=False, buttons=["download"], elem_id="heat")
-        act = Actions(bench)
-        settings = [image, controls.layout, *controls.pruner]
-        answers = [full, pruned, full_cost, pruned_cost, message]
-        upload.upload(act.receive, upload, [image, shown, message])
-        gallery.select(act.pick, None, [image, shown, question, message])
-        controls.method.change(
-            act.switch,
-            controls.method,
-            [controls.r, controls.k, controls.c, controls.keep, controls.layers],
-        ).then(act.draw, settings, [kept, status], **QUEUE)
-        watched = [image, controls.layout, *controls.pruner[1:]]
-        gr.on([w.change for w in watched], act.draw, settings, [kept, status], **QUEUE)
-        gr.on([image.change, controls.layers.change], act.heat, settings, heat, **QUEUE)
-        gr.on([ask.click, question.submit], act.reply, [question, short, *settings], answers)
-        page.load(act.draw, settings, [kept, status], **QUEUE)
+        _connect(page, Actions(shared), asking, controls, shown, status, heat)
     return page
+
+
+def _connect(
+    page: gr.Blocks,
+    act: Actions,
+    asking: Asking,
+    controls: Controls,
+    shown: Shown,
+    status: gr.Markdown,
+    heat: gr.Image,
+) -> None:
+    """What happens when something on the page changes."""
+    image, question = asking.image, asking.question
+    settings = [image, controls.layout, *controls.pruner]
+    watched = [image, controls.layout, *controls.pruner[1:]]
+    asked = [question, asking.short, *settings]
+    answered = gr.State()  # what was asked, and how it was set, when the answers came
+    asking.upload.upload(act.receive, asking.upload, [image, asking.shown, asking.message])
+    asking.gallery.select(act.pick, None, [image, asking.shown, question, asking.message])
+    controls.method.change(
+        act.switch,
+        controls.method,
+        [controls.r, controls.k, controls.c, controls.keep, controls.layers],
+    ).then(act.draw, settings, [shown.kept, status], **QUEUE)
+    redrawn = [page.load, *(w.change for w in watched)]
+    gr.on(redrawn, act.draw, settings, [shown.kept, status], **QUEUE)
+    rescored = [page.load, image.change, controls.layers.change]
+    gr.on(rescored, act.heat, settings, heat, **QUEUE)
+    gr.on(
+        [page.load, image.change, question.change],
+        act.notes,
+        [image, question],
+        asking.notes,
+        **QUICK,
+    )
+    gr.on(
+        [page.load, asking.ask.click, question.submit],
+        act.reply,
+        asked,
+        [*shown.answers, asking.message, answered],
+        **(QUEUE | {"trigger_mode": "once"}),
+    )
+    changed = [w.change for w in (*asked, answered)]
+    gr.on(changed, act.mark, [answered, *asked], [*shown.answers, shown.age], **QUICK)
 
 
 def launch(page: gr.Blocks, host: str, port: int) -> None:
@@ -134,8 +197,9 @@ def launch(page: gr.Blocks, host: str, port: int) -> None:
     page.queue(default_concurrency_limit=1).launch(
         server_name=host,
         server_port=port or None,
-        max_file_size=MAX_FILE,
+        max_file_size=f"{MAX_MEGABYTES}mb",
         theme=theme,
+        css=STYLE,
         footer_links=["gradio"],
         share=False,
     )
@@ -144,8 +208,8 @@ def launch(page: gr.Blocks, host: str, port: int) -> None:
 class Actions:
     """What the widgets call; a setting or file that cannot be is answered in words."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, shared: SharedModel) -> None:
+        self.shared = shared
 
     def receive(self, path: str) -> tuple:
         """An upload."""
@@ -157,24 +221,23 @@ class Actions:
 
     def pick(self, event: gr.SelectData) -> tuple:
         """One of the drawings."""
-        picture, words = examples(self.bench.tiled)[event.index]
+        picture, words = examples(self.shared.tiled)[event.index]
         return picture, picture, words, ""
 
     def switch(self, method: str) -> tuple:
         """Show the settings of a method, hide the others."""
-        layers = self.bench.default_layers(method)
-        mine = gr.update(visible=method == "hivtp")
-        share = gr.update(visible=method not in ("hivtp", "none"))
-        return mine, mine, mine, share, gr.update(value=layers, visible=bool(layers))
+        layers, known = self.shared.default_layers(method), settings_of(method)
+        shown = (gr.update(visible=name in known) for name in ("r", "k", "c", "keep"))
+        return *shown, gr.update(value=layers, visible=bool(layers))
 
     def draw(self, picture: Image.Image | None, layout: str, *settings: Any) -> tuple:
         """The kept tokens, and the most that these settings keep."""
         try:
-            pruner = self.bench.pruner(*settings)
-            drawing = self.bench.draw(picture, pruner, layout) if picture else None
-        except ValueError as error:
+            pruner = self.shared.pruner(*settings)
+            drawing = self.shared.draw(picture, pruner, layout) if picture else None
+        except MISTAKES as error:
             return None, _complaint(error)
-        total = self.bench.side**2
+        total = self.shared.side**2
         most = pruner.budget(1, total)
         words = f"Keeps at most **{most} of {total}** tokens a tile ({100 * most / total:.0f} %)."
         return drawing, words
@@ -182,9 +245,16 @@ class Actions:
     def heat(self, picture: Image.Image | None, layout: str, *settings: Any) -> Any:
         """The heat map; what is wrong with the settings stands below them."""
         try:
-            return self.bench.heat(picture, self.bench.pruner(*settings)) if picture else None
-        except ValueError:
+            return self.shared.heat(picture, self.shared.pruner(*settings)) if picture else None
+        except MISTAKES:
             return None
+
+    def notes(self, picture: Image.Image | None, question: str) -> str:
+        """What the model does not see of image and question."""
+        try:
+            return "\n\n".join(f"ℹ️ {note}" for note in self.shared.notes(picture, question))
+        except MISTAKES as error:
+            return _complaint(error)
 
     def reply(
         self,
@@ -193,29 +263,42 @@ class Actions:
         picture: Image.Image | None,
         layout: str,
         *settings: Any,
-    ) -> tuple[str, ...]:
-        """Both answers and their costs."""
+    ) -> tuple:
+        """Both answers and their costs, and what they answer."""
         try:
             if picture is None:
                 raise ValueError("Upload an image or pick one first.")
             if not question.strip():
                 raise ValueError("Type a question first.")
+            check_question(question)
             prompt = question.strip() + (f"\n{SHORT}" if short else "")
-            pruner = self.bench.pruner(*settings)
-            full, pruned = self.bench.answers(picture, prompt, pruner, layout)
-        except ValueError as error:
-            return "", "", "", "", _complaint(error)
-        return full.text, pruned.text, _cost(full), _cost(pruned, full), ""
+            pruner = self.shared.pruner(*settings)
+            full, pruned = self.shared.answers(picture, prompt, pruner, layout)
+        except MISTAKES as error:
+            return "", "", "", "", _complaint(error), None
+        texts = full.answer.text, _cost(full), pruned.answer.text, _cost(pruned)
+        return *texts, "", [question, short, picture, layout, *settings]
+
+    def mark(self, answered: list | None, *now: Any) -> tuple:
+        """Grey the answers that are no longer to what is asked, or not under what is set."""
+        pairs = zip(answered or now, now, strict=True)
+        changed = [then is not new and then != new for then, new in pairs]
+        full, pruned = any(changed[:4]), any(changed)  # the first: question, short, image, layout
+        marks = [gr.update(elem_classes=["old"] if old else []) for old in (full, pruned)]
+        return marks[0], marks[0], marks[1], marks[1], OLD if pruned else ""
 
 
 def _complaint(error: Exception) -> str:
     return f"⚠️ {error}"
 
 
-def _cost(answer: Answer, full: Answer | None = None) -> str:
-    saved = f" ({100 * (answer.ttft / full.ttft - 1):+.0f} %)" if full else ""
-    return (
-        f"**{answer.image.patches} of {answer.image.total}** patch tokens · "
-        f"TTFT **{1000 * answer.ttft:.0f} ms**{saved} · "
-        f"{answer.generated} tokens answered"
+def _cost(timed: TimedAnswer) -> str:
+    image, ttft, ratio = timed.answer.image, timed.seconds, timed.ratio
+    words = (
+        f"**{image.patches} of {image.total}** patch tokens · TTFT **{1000 * ttft.median:.0f} ms** "
+        f"({1000 * ttft.low:.0f} to {1000 * ttft.high:.0f}) · "
+        f"{timed.answer.generated} tokens answered"
     )
+    if ratio.low == ratio.high == 1:  # the full model itself
+        return words
+    return f"{words} · TTFT / full **{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"

@@ -32,9 +32,7 @@ class ImageQuestion:
         return f"{self.question}\n{SHORT}"
 
 
-def benchmark_questions(
-    task: str, folder: Path, limit: int | None = None
-) -> Iterator[ImageQuestion]:
+def benchmark_questions(task: str, folder: Path) -> Iterator[ImageQuestion]:
     """Questions of a benchmark from a folder that mirrors the hub.
 
     Raises:

@@ -27,10 +27,10 @@ def explore(
         raise ImportError(
             f"the page needs gradio ({error}): pip install 'llava_hivtp[demo]'"
         ) from error
-    from eval.explorer.session import Bench
-    from eval.figures.questions import embedded_model
+    from eval.explorer.shared import SharedModel
     from llava_hivtp import load
+    from llava_hivtp.cli import EMBEDDED
 
-    llava, tokenizer, _, _ = load(model or embedded_model())
+    llava, tokenizer, _, _ = load(model or EMBEDDED)
     title = Path(model).name if model else "The embedded model"
-    launch(build_page(Bench(llava, tokenizer), title), host, port)
+    launch(build_page(SharedModel(llava, tokenizer), title), host, port)
