@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llava_hivtp.pruners.base import ScorePruner
-from llava_hivtp.vision import VisionFeatures
+from llava_hivtp.pruners.base import Pruner, ScorePruner
+from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 
 @dataclass
@@ -19,3 +19,17 @@ class LargestNorm(ScorePruner):
     def score(self, features: VisionFeatures) -> Tensor:
         """The norm of every token, (T, N)."""
         return features.tokens.float().norm(p=self.power, dim=-1)
+
+
+@dataclass
+class Unbounded(Pruner):
+    """Names no share, so it may keep everything."""
+
+
+@dataclass
+class Failing(ScorePruner):
+    """Fails when it is asked."""
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Nothing."""
+        raise RuntimeError("this method fails")

@@ -8,9 +8,9 @@ from typing import Any
 
 from eval.plan.table import Row, Table
 from eval.plan.units import unit_path
-from eval.results import store
-from eval.results.identity import sources_digest
-from eval.results.stale import method_file
+from eval.results import records
+from eval.results.records import Result, Sample, Timing, Tokens
+from eval.results.sources import Code
 
 PROTOCOL = {"dtype": "float16", "lmms_eval": "0.7.3", "task": {"version": 1}}
 PROVENANCE = {
@@ -40,22 +40,22 @@ def store_result(
     path = unit_path(out, table.model, row, task, limit)
     answers = ["yes" if right else "no" for right in rights] if answers is None else answers
     samples = [
-        {"doc_id": i, "answer": answer, "score": right, "group": i}
+        Sample(doc_id=i, answer=answer, score=right, group=str(i))
         for i, (right, answer) in enumerate(zip(rights, answers, strict=True))
     ]
-    store.write_jsonl_atomic(store.beside(path, "samples.jsonl"), samples)
-    result = {
-        "unit": {"row": row.id, "task": task},
-        "score": 100 * sum(rights) / len(rights) if score is None else score,
-        "metrics": {},
-        "requests": len(rights),
-        "tokens": {"patches": patches, "newlines": newlines, "total": 576, "generated": 4},
-        "protocol": {**PROTOCOL, **(protocol or {})},
-        "provenance": {**PROVENANCE, **(provenance or {})},
-        "seconds": 1.0,
-        "source": sources_digest(method_file(row.pruner)),
-    }
-    store.write_json_atomic(path, result)
+    result = Result(
+        unit={"row": row.id, "task": task},
+        score=100 * sum(rights) / len(rights) if score is None else score,
+        metrics={},
+        requests=len(rights),
+        tokens=Tokens(patches=patches, newlines=newlines, total=576, generated=4),
+        protocol={**PROTOCOL, **(protocol or {})},
+        provenance={**PROVENANCE, **(provenance or {})},
+        seconds=1.0,
+        source=Code().of(row),
+        samples=records.write_samples(path, samples),
+    )
+    records.write_result(path, result)
     return path
 
 
@@ -70,15 +70,14 @@ def store_timing(
     protocol: dict[str, Any] | None = None,
 ) -> None:
     """The timing pass of a unit."""
-    timing = {
-        "requests": 100,
-        "warmup": 5,
-        "ttft_ms": ttft_ms,
-        "throughput": throughput,
-        "samples": [],
-        "protocol": {**PROTOCOL, "batch": 1, **(protocol or {})},
-        "provenance": {**PROVENANCE, "device": device},
-        "source": sources_digest(method_file(row.pruner)),
-    }
-    path = unit_path(out, table.model, row, task)
-    store.write_json_atomic(store.beside(path, "timing.json"), timing)
+    timing = Timing(
+        requests=100,
+        warmup=5,
+        ttft_ms=ttft_ms,
+        throughput=throughput,
+        samples=[],
+        protocol={**PROTOCOL, "batch": 1, **(protocol or {})},
+        provenance={**PROVENANCE, "device": device},
+        source=Code().of(row),
+    )
+    records.write_timing(unit_path(out, table.model, row, task), timing)

@@ -13,19 +13,20 @@ import pytest
 from eval.benchmarks.records import BENCHMARKS
 from eval.nano.summary import difference, mean
 from eval.results import stats
+from eval.results.records import Sample
 
 ROOT = Path(__file__).parents[1]
 
 
 def samples(scores, groups=None, strata=None):
     return [
-        {
-            "doc_id": i,
-            "answer": str(score),
-            "score": score,
-            "group": str(groups[i] if groups else i),
-            **({"stratum": strata[i]} if strata else {}),
-        }
+        Sample(
+            doc_id=i,
+            answer=str(score),
+            score=score,
+            group=str(groups[i] if groups else i),
+            stratum=strata[i] if strata else "",
+        )
         for i, score in enumerate(scores)
     ]
 

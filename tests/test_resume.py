@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from eval.plan.table import load_table
-from eval.plan.units import units
-from eval.results import store
+from eval.results.shelf import Shelf
 from eval.run.job import Job
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +29,8 @@ def command(config, drawn, out, *options, launch=()):
 
 
 def start(*arguments, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # with the tests' own methods
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(*arguments, **options), env=environment, cwd="/", start_new_session=True
     )
@@ -38,13 +38,19 @@ def start(*arguments, **options):
 
 def contents(config, out, **options):
     """What a table is made of: all of it but times, dates and versions."""
-    found = units(load_table(config), out, **options)
-    results = [store.read_result(unit.path) for unit in found]
-    assert all(results), [store.state(unit.path) for unit in found]
+    shelf = Shelf(load_table(config), out, **options)
+    assert states(config, out, **options) == ["done"] * len(shelf.units)
+    results = [shelf.result(unit) for unit in shelf.units]
     return [
-        ({key: result[key] for key in COMPARED}, store.read_samples(unit.path))
-        for unit, result in zip(found, results, strict=True)
+        ([getattr(result, key) for key in COMPARED], shelf.samples(unit))
+        for unit, result in zip(shelf.units, results, strict=True)
     ]
+
+
+def states(config, out, **options):
+    """How far every unit is."""
+    shelf = Shelf(load_table(config), out, **options)
+    return [shelf.state(unit).kind for unit in shelf.units]
 
 
 def wait_for(condition, process=None, seconds=PATIENCE):
@@ -67,11 +73,11 @@ def journaled(out):
 def test_what_was_answered_before_an_error_is_not_asked_again(table, drawn, tmp_path):
     """In one process: the third batch breaks, the rerun asks for that batch and those behind."""
     config = table("pope", rows=("hivtp",))
-    todo = units(load_table(config), tmp_path / "out", limit=8)
+    shelf = Shelf(load_table(config), tmp_path / "out", limit=8)
     asked = []
 
     def job(breaks_at):
-        made = Job(load_table(config), todo, drawn, batch=2)
+        made = Job(shelf, drawn, batch=2)
         load = made._load
 
         def fragile():
@@ -91,12 +97,12 @@ def test_what_was_answered_before_an_error_is_not_asked_again(table, drawn, tmp_
         return made
 
     assert job(breaks_at=2).run() == 1
-    assert "RuntimeError: CUDA out of memory" in store.failure(todo[0].path)
+    assert "RuntimeError: CUDA out of memory" in shelf.state(shelf.units[0]).reason
     assert job(breaks_at=None).run() == 0
     assert len(asked) == 4  # two batches before, two after: none twice
     assert sum(map(len, asked)) == 8
     undisturbed = tmp_path / "undisturbed"
-    whole = Job(load_table(config), units(load_table(config), undisturbed, limit=8), drawn, batch=2)
+    whole = Job(Shelf(load_table(config), undisturbed, limit=8), drawn, batch=2)
     assert whole.run() == 0
     assert contents(config, tmp_path / "out", limit=8) == contents(config, undisturbed, limit=8)
 
@@ -108,11 +114,10 @@ def test_killed_in_the_middle_of_a_unit_the_rerun_gives_the_same(table, drawn, t
     assert start(config, drawn, tmp_path / "whole", *options).wait(PATIENCE) == 0
 
     out = tmp_path / "out"
-    todo = units(load_table(config), out, limit=20)
 
     def finished():
         """Requests whose answers are on the disk."""
-        return journaled(out) + 20 * sum(store.state(unit.path) == "done" for unit in todo)
+        return journaled(out) + 20 * states(config, out, limit=20).count("done")
 
     for enough in (5, 47):  # in the first unit and in the third
         process = start(config, drawn, out, *options)
@@ -144,11 +149,10 @@ def test_two_ranks_and_two_processes_give_the_table_of_one(table, drawn, tmp_pat
 @pytest.mark.slow
 def test_a_failed_unit_does_not_end_the_other_rank(table, drawn, tmp_path):
     """The launcher ends all ranks when one leaves with an error: none leaves before the others."""
-    config = table("pope", rows=("deep", "full"))
+    config = table("pope", rows=("failing", "full"))
     options = ("--no-timing", "--limit", 6)
     assert start(config, drawn, tmp_path / "out", *options, launch=TORCHRUN).wait(PATIENCE) != 0
-    deep, full = units(load_table(config), tmp_path / "out", limit=6)
-    assert (store.state(deep.path), store.state(full.path)) == ("failed", "done")
+    assert states(config, tmp_path / "out", limit=6) == ["failed", "done"]
 
 
 @pytest.mark.slow

@@ -6,26 +6,29 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
-import external_pruner
 import pytest
 from typer.testing import CliRunner
 
+from eval import digests
 from eval.__main__ import app
 from eval.benchmarks import data as datasets
 from eval.benchmarks.record import Part
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import load_table
 from eval.plan.units import units
-from eval.results import identity, store
+from eval.results import store
+from eval.results.shelf import Shelf
 from eval.run import harness as official
 from eval.run import timing
 from eval.run.job import Job, Stopped
@@ -43,8 +46,7 @@ def job(drawn, tmp_path):
     """A job over a table's units, in this process."""
 
     def make(config, limit=2, **settings):
-        table = load_table(config)
-        return Job(table, units(table, tmp_path / "out", limit=limit), drawn, **settings)
+        return Job(Shelf(load_table(config), tmp_path / "out", limit=limit), drawn, **settings)
 
     return make
 
@@ -56,17 +58,15 @@ def test_a_run_fills_a_table_and_runs_nothing_twice(table, drawn, tmp_path, monk
     done = call(*arguments, "--batch", 3)
     assert done.exit_code == 0, done.output
     assert Path.cwd() == tmp_path
-    full, hivtp = (
-        sorted(folder.rglob("*.limit4.json")) for folder in sorted((out).glob("*/*"))[::-1]
-    )
-    results = [store.read_result(path) for path in [*full, *hivtp]]
-    assert [r["unit"]["task"] for r in results] == ["ocrbench", "pope"] * 2
-    assert [r["tokens"]["patches"] for r in results] == [16, 16, 8, 8]
-    assert {r["tokens"]["total"] for r in results} == {16}
-    assert all(r["requests"] == 4 and r["protocol"]["batch size"] == 3 for r in results)
-    assert all(len(store.read_samples(path)) == 4 for path in [*full, *hivtp])
-    timings = [store.read_timing(path) for path in [*full, *hivtp]]
-    assert all(t["requests"] == 2 and t["ttft_ms"] > 0 for t in timings)
+    shelf = Shelf(load_table(config), out, limit=4)
+    results = [shelf.result(unit) for unit in shelf.units]
+    assert [r.unit["task"] for r in results] == ["pope", "ocrbench"] * 2
+    assert [r.tokens.patches for r in results] == [16, 16, 8, 8]
+    assert {r.tokens.total for r in results} == {16}
+    assert all(r.requests == 4 and r.protocol["batch size"] == 3 for r in results)
+    assert all(len(shelf.samples(unit)) == 4 for unit in shelf.units)
+    timings = [shelf.timing(unit) for unit in shelf.units]
+    assert all(t.requests == 2 and t.ttft_ms > 0 for t in timings)
     assert not [*out.rglob("*.journal.jsonl"), *out.rglob("*.failed.json"), *out.rglob("*.lock")]
 
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_ocrbench_counts_from_zero_every_time(job, table):
 
     todo._load = lambda: gold(todo)
     assert todo.run() == 0
-    assert [store.read_result(unit.path)["score"] for unit in todo.units] == [0.3, 0.3]
+    assert [todo.shelf.result(unit).score for unit in todo.shelf.units] == [0.3, 0.3]
 
 
 def _answers(folder):
@@ -102,16 +102,19 @@ def _answers(folder):
 
 
 def test_a_failed_unit_is_recorded_and_the_others_go_on(table, drawn, tmp_path):
-    """One row asks for a layer that the tower lacks."""
-    config = table("pope", rows=("deep", "full"))
+    config = table("pope", rows=("failing", "full"))
     arguments = (config, "--data", drawn, "--out", tmp_path / "out", "--limit", 2, "--no-timing")
     done = call(*arguments)
     assert done.exit_code == 1
-    deep, full = units(load_table(config), tmp_path / "out", limit=2)
-    assert store.state(full.path) == "done"
-    assert store.state(deep.path) == "failed"
-    assert "layers [9] lie outside 1..4" in store.failure(deep.path)
-    assert "layers [9] lie outside 1..4" in store.beside(deep.path, "failed.json").read_text()
+    shelf = Shelf(load_table(config), tmp_path / "out", limit=2)
+    failing, full = (shelf.state(unit) for unit in shelf.units)
+    assert full.kind == "done"
+    assert failing.kind == "failed"
+    assert failing.reason == "RuntimeError: this method fails"
+    assert done.stderr.splitlines()[-2:] == [
+        "failed: failing pope: RuntimeError: this method fails",
+        "1 of 2 units failed",
+    ]
 
     table("pope", rows=("full",))
     assert call(*arguments).exit_code == 0
@@ -139,9 +142,9 @@ def test_a_corrupt_image_fails_its_unit_only(job, table, drawn, tmp_path):
     todo = job(table("pope, ocrbench", rows=("full",)), limit=4)
     todo.data = data
     assert todo.run() == 1
-    pope, ocrbench = todo.units
-    assert store.state(ocrbench.path) == "done"
-    assert f"pope: document {last} cannot be read" in store.failure(pope.path)
+    pope, ocrbench = todo.shelf.units
+    assert todo.shelf.state(ocrbench).kind == "done"
+    assert f"pope: document {last} cannot be read" in todo.shelf.state(pope).reason
     journal = store.beside(pope.path, "journal.jsonl").read_text().splitlines()
     assert journal  # what was answered before is not lost
 
@@ -159,31 +162,30 @@ def test_an_answer_may_hold_any_character(job, table):
 
     todo._load = lambda: odd(todo)
     assert todo.run() == 0
-    samples = store.read_samples(todo.units[0].path)
-    assert [sample["answer"] for sample in samples] == [text, text]
+    samples = todo.shelf.samples(todo.shelf.units[0])
+    assert [sample.answer for sample in samples] == [text, text]
 
 
 def test_a_result_cut_in_half_is_run_again(job, table):
     todo = job(table("pope", rows=("full",)))
     assert todo.run() == 0
-    (unit,) = todo.units
-    before = store.read_result(unit.path)
+    (unit,) = todo.shelf.units
+    before = todo.shelf.result(unit)
     unit.path.write_bytes(unit.path.read_bytes()[: unit.path.stat().st_size // 2])
-    assert store.state(unit.path) == "missing"
+    assert todo.shelf.state(unit).kind == "missing"
     assert todo.run() == 0
-    again = store.read_result(unit.path)
-    assert {key: again[key] for key in ("score", "tokens", "protocol")} == {
-        key: before[key] for key in ("score", "tokens", "protocol")
-    }
+    assert replace(todo.shelf.result(unit), seconds=0, provenance={}) == replace(
+        before, seconds=0, provenance={}
+    )
 
 
 def test_results_of_another_protocol_are_not_added_to(job, table, drawn):
     first = job(table("pope", rows=("full",)))
     assert first.run() == 0
     second = job(table("pope", rows=("full", "hivtp")), batch=2)
-    with pytest.raises(ValueError, match="with batch size 1, this run has 2: choose another --out"):
+    with pytest.raises(ValueError, match=r"another --out(.*\n)*.*batch size: 1 \(full\); 2 \(this"):
         second.run()
-    assert not store.beside(second.units[1].path, "failed.json").exists()
+    assert not store.beside(second.shelf.units[1].path, "failed.json").exists()
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(job, table, tmp_path):
@@ -196,16 +198,17 @@ def test_a_full_disk_is_reported_and_loses_nothing(job, table, tmp_path):
         pytest.skip("a small tmpfs cannot be mounted here: no rights")
     try:
         config = table("pope", rows=("full",))
-        first = Job(load_table(config), units(load_table(config), disk, limit=2), job(config).data)
+        shelf = Shelf(load_table(config), disk, limit=2)
+        first = Job(shelf, job(config).data)
         filler = disk / "filler"
         filler.write_bytes(b"0" * (disk_free(disk) - 4096))
         assert first.run() == 1
-        assert "No space left on device" in first.failures[first.units[0].path]
-        assert store.state(first.units[0].path) in ("missing", "failed")
+        (unit,) = shelf.units
+        assert re.search(r"No space left on device: '.*pope\.limit2", first.failures[unit.path])
+        assert shelf.state(unit).kind in ("missing", "begun", "failed")
         filler.unlink()
-        second = Job(first.table, first.units, first.data)
-        assert second.run() == 0
-        assert store.state(first.units[0].path) == "done"
+        assert Job(shelf, first.data).run() == 0
+        assert shelf.state(unit).kind == "done"
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -281,8 +284,8 @@ def test_a_signal_stops_the_run_without_a_failure(job, table):
     todo._load = lambda: stopped(todo)
     with pytest.raises(Stopped, match="SIGUSR1"):
         todo.run()
-    (unit,) = todo.units
-    assert store.state(unit.path) == "missing"
+    (unit,) = todo.shelf.units
+    assert todo.shelf.state(unit).kind == "begun"
     assert not store.beside(unit.path, "failed.json").exists()
 
 
@@ -324,51 +327,45 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path, caplog, cut):
     assert Journal(path, "identity").get(instance(2)) == answer
 
 
-def test_digests_change_with_what_they_stand_for(tmp_path, monkeypatch):
-    library = tmp_path / "llava_hivtp"
-    shutil.copytree(Path(identity.ROOT) / "llava_hivtp", library)
-    monkeypatch.setattr(identity, "ROOT", tmp_path)
-    own = Path(external_pruner.__file__)
-    before = identity.sources_digest(own)
-    (library / "README.md").write_text("words")
-    assert identity.sources_digest(own) == before
-    edit(library / "pruners" / "hivtp.py")
-    assert identity.sources_digest(own) == before  # another method's file
-    edit(library / "vision.py")
-    assert identity.sources_digest(own) != before
-    own = library / "pruners" / "hivtp.py"
-    before = identity.sources_digest(own)
-    edit(own)
-    assert identity.sources_digest(own) != before
-
+def test_a_digest_sees_every_byte_and_reads_a_large_file_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     large = tmp_path / "model.safetensors"
-    large.write_bytes(bytes(identity.WHOLE + 1))
-    before = identity.digest_files(tmp_path, [large])
+    large.write_bytes(bytes(16 * digests.REMEMBERED))
+
+    def digest():
+        return digests.digest_files(tmp_path, [large])
+
+    before = digest()
     with large.open("r+b") as file:
-        file.seek(identity.WHOLE)
+        file.seek(9 * digests.REMEMBERED + 123)
         file.write(b"1")
-    assert identity.digest_files(tmp_path, [large]) != before
+    changed = digest()
+    assert changed != before
+    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    assert digest() == changed
+    for kept in (tmp_path / "cache" / "llava_hivtp").iterdir():
+        kept.write_text("[]")
+    with pytest.raises(pytest.fail.Exception):
+        digest()
 
 
-def edit(path):
-    path.write_text(path.read_text() + "\n# edited\n")
-
-
-@pytest.mark.parametrize("name", ["sources_digest", "checkpoint_digest"])
-def test_another_source_or_checkpoint_voids_what_was_done(table, job, monkeypatch, name):
-    class Loaded(BaseException):
-        pass
-
-    def load(self):
-        raise Loaded
-
+def test_another_checkpoint_voids_what_was_done(table, job, tmp_path):
+    """Also where only the tower changed, which lies elsewhere."""
     config = table("pope", rows=("full",))
-    assert job(config, timing_n=1).run() == 0
-    monkeypatch.setattr("eval.run.job.Job._load", load)
-    assert job(config, timing_n=1).run() == 0  # nothing is left to do
-    monkeypatch.setattr(f"eval.results.stale.{name}", lambda _: "another")
-    with pytest.raises(Loaded):
-        job(config, timing_n=1).run()
+    todo = job(config, timing_n=1)
+    assert todo.run() == 0
+    (unit,) = todo.shelf.units
+    model = Path(todo.shelf.table.model)
+    found = json.loads((model / "config.json").read_text())
+    found["initializer_range"] = 0.5
+    again = tmp_path / "moved" / model.name
+    shutil.copytree(model, again)
+    copied = Shelf(load_table(config, str(again)), tmp_path / "out", limit=2)
+    assert copied.state(unit).timed
+    (again / "config.json").write_text(json.dumps(found))
+    changed = Shelf(load_table(config, str(again)), tmp_path / "out", limit=2).state(unit)
+    assert (changed.kind, changed.reason) == ("stale", "the checkpoint changed")
+    assert not changed.timed
 
 
 class Slow:
@@ -501,7 +498,7 @@ def test_the_doctor_names_what_is_broken(monkeypatch, tmp_path):
 def test_results_are_json_that_anyone_reads(job, table):
     todo = job(table("pope", rows=("hivtp",)))
     assert todo.run() == 0
-    (unit,) = todo.units
+    (unit,) = todo.shelf.units
     result = json.loads(unit.path.read_text())
     assert result["unit"]["arguments"] == {"r": 2, "k": 25, "c": 2, "layers": [2, 3]}
     assert result["protocol"]["conversation template"] == "vicuna_v1"

@@ -12,11 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_resume import PATIENCE, contents, journaled, start, wait_for
-
-from eval.plan.table import load_table
-from eval.plan.units import units
-from eval.results import store
+from test_resume import PATIENCE, contents, journaled, start, states, wait_for
 
 ROOT = Path(__file__).parent.parent
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -172,8 +168,7 @@ def test_an_array_survives_a_kill_and_its_table_is_that_of_one_run(slurm, table,
     states = {state for state, _ in _jobs(slurm).values()}
     assert states == {"COMPLETED"}, [p.read_text()[-2000:] for p in (out / "logs").iterdir()]
 
-    found = units(load_table(config), out, limit=30)
-    assert [store.state(unit.path) for unit in found] == ["done"] * 4
+    assert states(config, out, limit=30) == ["done"] * 4
     written = (out / "tiny.md").read_text()
     assert "4 units, 4 done" in written
     assert "| 50 %" in written
@@ -201,6 +196,5 @@ def test_a_job_out_of_time_queues_itself_again(slurm, table, drawn, tmp_path):
     _hurry(slurm)
     wait_for(lambda: _jobs(slurm)[array][0] in ENDED)
     assert _jobs(slurm)[array] == ("COMPLETED", 1)
-    (unit,) = units(load_table(config), out, limit=30)
-    assert store.state(unit.path) == "done"
+    assert states(config, out, limit=30) == ["done"]
     assert "stopped by SIGTERM" in next((out / "logs").glob("*_1.log")).read_text()

@@ -1,11 +1,14 @@
 """Confidence intervals cover what they say, paired tests find what is there and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats as reference
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.results import stats
+from eval.results.records import Sample
 from eval.results.stats import half_width, score
 
 
@@ -13,7 +16,7 @@ def samples(scores, groups=None, answers=None, **more):
     groups = range(len(scores)) if groups is None else groups
     answers = ["x"] * len(scores) if answers is None else answers
     return [
-        {"doc_id": i, "score": s, "group": g, "answer": a, **{k: v[i] for k, v in more.items()}}
+        Sample(doc_id=i, score=s, group=g, answer=a, **{k: v[i] for k, v in more.items()})
         for i, (s, g, a) in enumerate(zip(scores, groups, answers, strict=True))
     ]
 
@@ -63,7 +66,7 @@ def test_the_interval_covers_the_truth_when_questions_share_an_image():
         skill = rng.choice([0.2, 1.0], 120)[images]  # an image is easy or hard as a whole
         drawn = samples((rng.random(len(images)) < skill).astype(float), images)
         clustered = group("pope", drawn)
-        naive = group("pope", samples([s["score"] for s in drawn]))
+        naive = group("pope", samples([s.score for s in drawn]))
         hits += abs(score(clustered) - 60) <= half_width(clustered)
         naive_hits += abs(score(naive) - 60) <= half_width(naive)
     assert 0.92 <= hits / runs <= 0.98
@@ -148,8 +151,7 @@ def test_equal_rows_differ_by_nothing():
 
 def test_answers_are_compared_by_document_not_by_order():
     first = samples([1.0, 0.0, 1.0, 1.0], answers=["a", "b", "c", "d"])
-    second = [dict(s) for s in reversed(first)]
-    second[0]["answer"] = "other"
+    second = [replace(first[-1], answer="other"), *reversed(first[:-1])]
     assert compare("gqa", first, second).same_answers == 0.75
 
 

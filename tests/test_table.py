@@ -2,7 +2,12 @@
 
 import csv
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +17,18 @@ from typer.testing import CliRunner
 
 from eval.__main__ import app
 from eval.plan.table import load_table, select_rows
-from eval.plan.units import unit_path, units
+from eval.plan.units import unit_path
 from eval.report.table import render
-from eval.results import store
-from eval.results.collect import MixedResults, collect
-from eval.results.stale import method_file
+from eval.results import records, store
+from eval.results.agree import MixedResults
+from eval.results.collect import collect
+from eval.results.records import Failure, Sample
+from eval.results.shelf import Shelf
+from eval.results.sources import Code
 from eval.run.estimate import plan
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
 SMALL = """\
 title: Small
 models: [lab/tiny-7b, lab/tiny-next]
@@ -256,15 +265,14 @@ def test_the_paper_s_numbers_are_not_compared_with_another_model(small, tmp_path
     assert "about lab/tiny-7b, so no difference is given" in text
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "no tokens", "score null"])
-def test_a_damaged_result_is_missing(small, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["empty", "cut", "score null"])
+def test_a_result_cut_short_or_without_a_score_is_missing(small, tmp_path, damage):
     fill(small, tmp_path, hivtp=(0.86, 0.5))
     path = unit_path(tmp_path, small.model, small.rows[2], "pope")
     whole = path.read_text()
     damaged = {
         "empty": "",
         "cut": whole[: len(whole) // 2],
-        "no tokens": whole.replace('"tokens"', '"tokns"'),
         "score null": whole.replace('"score": 86.0', '"score": null'),
     }[damage]
     assert damaged != whole
@@ -376,26 +384,30 @@ def test_an_mme_of_fewer_categories_is_labelled(tmp_path):
     for categories, said in ((5, True), (10, False)):
         rights = [1.0] * 4 * categories
         found = store_result(tmp_path, table, table.rows[0], "mme", rights, score=200 * categories)
-        samples = store.read_samples(found)
-        for i, sample in enumerate(samples):
-            sample |= {"group": i // 2, "stratum": f"category {i // 4}"}
-        store.write_jsonl_atomic(store.beside(found, "samples.jsonl"), samples)
+        samples = [
+            Sample(i, "yes", 1.0, str(i // 2), stratum=f"category {i // 4}")
+            for i in range(len(rights))
+        ]
+        result = records.read_result(found)
+        digest = records.write_samples(found, samples)
+        records.write_result(found, replace(result, samples=digest))
         text = show(table, tmp_path)
         assert f"{200 * categories}.00" in text
         assert ("MME has 5 categories here, so at most 1000 points, not 2000" in text) == said
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("checkpoint_digest", "0" * 16, "the checkpoint is another"),
-        ("sources_digest", "0" * 32, "llava_hivtp changed"),
-        ("method_file", Path(__file__), "the code of hivtp changed"),
-    ],
-)
-def test_a_stale_result_is_neither_done_nor_in_the_table(
-    small, tmp_path, monkeypatch, name, value, reason
-):
+def other_code(of):
+    """`Code.of` as it would be after an edit of one module."""
+    known = Code.of
+
+    def changed(self, row):
+        return {**known(self, row), of: "0" * 16}
+
+    return changed
+
+
+@pytest.mark.parametrize("changed", ["the checkpoint", "llava_hivtp.model"])
+def test_a_stale_result_is_neither_done_nor_in_the_table(small, tmp_path, monkeypatch, changed):
     """A number that no longer belongs to the checkpoint or the code must be asked for."""
     fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
     rows = {row.id: row for row in small.rows}
@@ -403,21 +415,24 @@ def test_a_stale_result_is_neither_done_nor_in_the_table(
     fresh = show(small, tmp_path, "hivtp")
     assert "STALE" not in fresh
 
-    monkeypatch.setattr(f"eval.results.stale.{name}", lambda _: value)
+    if changed == "the checkpoint":
+        monkeypatch.setattr("eval.results.shelf.checkpoint_digest", lambda _: "0" * 16)
+    else:
+        monkeypatch.setattr(Code, "of", other_code(changed))
     text = show(small, tmp_path, "hivtp")
     assert set(lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"]) == {"-"}
-    assert f"STALE (left out, --stale shows them): {reason} since" in text
+    assert f"STALE (left out, --stale shows them): {changed} changed: 5 results" in text
     assert "Provenance" not in text
     asked = show(small, tmp_path, "hivtp", stale=True)
     assert lines_of(asked, "HIVTP (r=2, k=25, c=2)") == lines_of(fresh, "HIVTP (r=2, k=25, c=2)")
-    assert f"STALE (shown all the same): {reason} since" in asked
+    assert f"STALE (shown all the same): {changed} changed: 5 results" in asked
 
     status = CliRunner().invoke(
         app, ["status", str(small.path), "--out", str(tmp_path), "--rows", "hivtp"]
     )
-    assert "2 units, 0 done, 2 stale, 0 running, 0 failed, 0 missing; 0 timed" in status.stdout
-    assert f"{reason} since: 2 units" in status.stdout
-    todo = plan(small, units(small, tmp_path, [rows["hivtp"]]), timing_n=10)
+    assert "2 units, 0 done, 2 stale, 0 running" in status.stdout
+    assert f"{changed} changed: 2 units" in status.stdout
+    todo = plan(Shelf(small, tmp_path, [rows["hivtp"]]), timing_n=10)
     assert [line.split()[3] for line in todo.splitlines()[:2]] == ["stale", "stale"]
     with store.locked(unit_path(tmp_path, small.model, rows["hivtp"], "pope")):
         status = CliRunner().invoke(app, ["status", str(small.path), "--out", str(tmp_path)])
@@ -428,34 +443,90 @@ def test_the_unpruned_row_is_no_baseline_once_it_is_stale(small, tmp_path, monke
     fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
     (before,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
     assert set(before.paired) == {"pope", "gqa"}
+    known, changed = Code.of, other_code("llava_hivtp.pruners.base")
     monkeypatch.setattr(
-        "eval.results.stale.method_file",
-        lambda name: Path(__file__) if name == "none" else method_file(name),
+        Code, "of", lambda self, row: (changed if row.id == "full" else known)(self, row)
     )
     (after,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
     assert after.values == before.values
     assert not after.paired
 
 
-def test_a_method_s_file_is_found_without_importing_it(monkeypatch, tmp_path):
-    import inspect
+OWN = "  - {id: mine, pruner: 'mine:Mine', keep: 0.5, block: 50}\n"
+MINE = """from dataclasses import dataclass
+from mine_score import score
+from llava_hivtp.pruners.base import ScorePruner
 
-    import external_pruner
 
-    from llava_hivtp.pruners import PRUNERS
+@dataclass
+class Mine(ScorePruner):
+    def score(self, features):
+        return score(features)
+"""
 
-    for name, cls in PRUNERS.items():
-        assert method_file(name) == Path(inspect.getfile(cls)), name
-    assert method_file("external_pruner:Any") == Path(external_pruner.__file__)
-    for name, lines in {"outer": "from .inner import Mine", "outer.inner": "Mine = 0"}.items():
-        file = tmp_path / name.replace(".", "/") / "__init__.py"
-        file.parent.mkdir()
-        file.write_text(lines)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert method_file("outer:Mine") == method_file("outer.inner:Mine") == file.resolve()
-    assert method_file("outer:Other") == tmp_path / "outer" / "__init__.py"
-    assert method_file("nowhere.to_be:Found") is None
-    assert method_file("nothing") is None
+
+def eval_in(folder, *arguments):
+    """`python -m eval ...` with the library, the evaluation and own methods of a folder."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-m", "eval", *map(str, arguments)]
+    done = subprocess.run(call, env=environment, cwd=folder, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_words_void_nothing_code_does_and_the_reason_is_named(tmp_path):
+    """A checkout of its own, edited: the library, a method, an own method and what it imports."""
+    checkout, out = tmp_path / "checkout", tmp_path / "out"
+    for name in ("eval", "llava_hivtp"):
+        shutil.copytree(
+            ROOT / name, checkout / name, ignore=shutil.ignore_patterns("nano", "__pycache__")
+        )
+    (checkout / "mine.py").write_text(MINE)
+    (checkout / "mine_score.py").write_text("def score(features):\n    return features.cls\n")
+    config = checkout / "small.yaml"
+    config.write_text(SMALL + OWN)
+    code = (
+        "import sys; sys.path.insert(1, sys.argv[1])\n"
+        "from stored import store_result; from eval.plan.table import load_table\n"
+        "table = load_table(sys.argv[2])\n"
+        "for row in table.rows:\n"
+        "    for task in table.tasks: store_result(sys.argv[3], table, row, task, [1.0, 0.0])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, ROOT / "tests", config, out],
+        env=os.environ | {"PYTHONPATH": str(checkout)}, cwd=checkout, check=True,
+    )  # fmt: skip
+
+    def status():
+        return eval_in(checkout, "status", config, "--out", out)
+
+    assert "10 units, 10 done" in status()
+    library = checkout / "llava_hivtp"
+    for file in ("model.py", "pruners/hivtp.py", "pruners/base.py", "vision.py"):
+        text = (library / file).read_text().replace('"""', '"""Said otherwise. ', 1)
+        (library / file).write_text(f"# A comment.\n{text}\n\n# Another one.\n")
+    with (library / "cli.py").open("a") as file:
+        file.write("\nMORE = 1\n")
+    (library / "pruners" / "new.py").write_text("NEW = 1\n")
+    assert "10 units, 10 done" in status()
+
+    with (library / "pruners" / "hivtp.py").open("a") as file:
+        file.write("\nMORE = 1\n")
+    with (checkout / "mine_score.py").open("a") as file:
+        file.write("\nMORE = 1\n")
+    text = status()
+    assert "10 units, 6 done, 4 stale" in text
+    assert "llava_hivtp.pruners.hivtp changed: 2 units" in text
+    assert "mine_score changed: 2 units" in text
+    with (library / "model.py").open("a") as file:
+        file.write("\nMORE = 1\n")
+    text = status()
+    assert "0 done, 10 stale" in text
+    assert "llava_hivtp.model changed: 6 units" in text
+
+    (checkout / "mine.py").unlink()
+    text = status()
+    assert "pruner 'mine:Mine' cannot be imported" in text
+    assert "0 done, 10 stale" in text
 
 
 def test_status_names_every_state_and_the_reason(small, tmp_path):
@@ -463,13 +534,14 @@ def test_status_names_every_state_and_the_reason(small, tmp_path):
     rows = {row.id: row for row in small.rows}
     store_timing(tmp_path, small, rows["full"], "pope", 100, 20)
     failed = unit_path(tmp_path, small.model, rows["fopru"], "gqa")
-    store.write_json_atomic(store.beside(failed, "failed.json"), {"error": "out of memory"})
+    records.write_failure(failed, Failure("out of memory"))
     running = unit_path(tmp_path, small.model, rows["hivtp"], "pope")
     with store.locked(running):
         result = CliRunner().invoke(app, ["status", str(small.path), "--out", str(tmp_path)])
-    assert "8 units, 2 done, 0 stale, 1 running, 1 failed, 4 missing; 1 timed" in result.stdout
+    said = "8 units, 2 done, 0 stale, 1 running, 0 begun, 1 failed, 0 damaged, 4 missing; 1 timed"
+    assert said in result.stdout
     lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
-    assert lines["full"] == ["done", "done"]
+    assert lines["full"] == ["done", "untimed"]
     assert lines["fopru"] == ["-", "failed"]
     assert lines["hivtp"] == ["running", "-"]
     assert "fopru, gqa: out of memory" in result.stdout

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from eval.benchmarks import data as datasets
+from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import load_table
-from eval.plan.units import units
-from eval.results import store
+from eval.results.shelf import Shelf
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -112,14 +112,11 @@ def run(config, drawn, out, *options, zero3=True):
 
 
 def contents(config, out, limit):
-    found = units(load_table(config), out, limit=limit)
-    assert all(store.read_result(unit.path) for unit in found)
+    shelf = Shelf(load_table(config), out, limit=limit)
+    assert all(shelf.state(unit).kind == "done" for unit in shelf.units)
     return [
-        (
-            {key: store.read_result(unit.path)[key] for key in COMPARED},
-            store.read_samples(unit.path),
-        )
-        for unit in found
+        ([getattr(shelf.result(unit), key) for key in COMPARED], shelf.samples(unit))
+        for unit in shelf.units
     ]
 
 
@@ -141,15 +138,15 @@ def test_a_team_fills_the_table_that_one_process_fills(table, drawn, tmp_path):
 def test_a_rank_that_fails_ends_the_team_and_the_rerun_leaves_it_for_last(table, drawn, tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(drawn, data)
-    (file,) = datasets.files(data, datasets.PARTS["pope"][0])
+    (file,) = datasets.files(data, BENCHMARKS["pope"].data[0])
     _break_an_image(file, 3)
     config = table("pope, ocrbench", rows=("full",))
-    for state in ("missing", "done"):
+    for state in ("missing", "done"):  # of the other unit
         done = run(config, data, out, "--limit", 4)
         assert done.returncode != 0
         assert "pope: document 3 cannot be read" in done.stderr
-        pope, ocrbench = units(load_table(config), out, limit=4)
-        assert (store.state(pope.path), store.state(ocrbench.path)) == ("failed", state)
+        shelf = Shelf(load_table(config), out, limit=4)
+        assert [shelf.state(unit).kind for unit in shelf.units] == ["failed", state]
 
 
 def _break_an_image(file, at):

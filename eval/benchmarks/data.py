@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.benchmarks.record import Part
 from eval.benchmarks.records import BENCHMARKS
-from eval.results.identity import digest_files
+from eval.digests import digest_files
 
 
 def files(data: Path, part: Part) -> list[Path]:

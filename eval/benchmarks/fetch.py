@@ -11,7 +11,7 @@ from pathlib import Path
 from eval.benchmarks import data
 from eval.benchmarks.record import Part
 from eval.benchmarks.records import BENCHMARKS
-from eval.results.identity import checkpoint_folder
+from eval.digests import checkpoint_folder
 
 logger = logging.getLogger(__name__)
 

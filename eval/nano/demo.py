@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from eval import ROOT
 from eval.plan.table import Table, load_table, select_rows
-from eval.plan.units import units
-from eval.results import store
+from eval.results.shelf import Shelf
 
 NOTE = """\
 This is the embedded model: a LLaVA of 2.3 million weights, trained in under an hour on drawn
@@ -94,8 +93,8 @@ def _evaluate(demo: Demo, part: Part, blank: bool = False) -> None:
     """Several processes share the units of a table: each takes what no other one holds."""
     table, out = part.table(), demo.blind if blank else demo.results
     rows = "full" if blank else demo.rows if part.number != 3 else None
-    chosen = select_rows(table, rows)
-    paths = [unit.path for unit in units(table, out, chosen, table.tasks, demo.limit)]
+    shelf = Shelf(table, out, select_rows(table, rows), limit=demo.limit)
+    paths = [unit.path for unit in shelf.units]
     title = f"table {part.number}" if not blank else "blind"
     command = [*_run(demo, part, out, rows, blank), "--no-timing", "--batch", "8"]
     jobs = [_start(demo, command) for _ in range(demo.workers)]
@@ -104,7 +103,7 @@ def _evaluate(demo: Demo, part: Part, blank: bool = False) -> None:
             time.sleep(0.5)
             bar.update(sum(path.is_file() for path in paths) - bar.n)
         bar.update(sum(path.is_file() for path in paths) - bar.n)
-    missing = [path for path in paths if store.read_result(path) is None]
+    missing = [unit.path for unit in shelf.units if not shelf.state(unit).answered]
     if missing:
         raise RuntimeError(f"{len(missing)} units failed, such as {missing[0]}; see {_log(demo)}")
 
@@ -114,12 +113,12 @@ def _time(demo: Demo, part: Part) -> None:
     command = _run(demo, part, demo.results, demo.rows, blank=False)
     job = _start(demo, [*command, "--tasks", _TIMED, "--timing-n", str(demo.timed), "--batch", "8"])
     rows = select_rows(part.table(), demo.rows)
-    paths = [u.path for u in units(part.table(), demo.results, rows, (_TIMED,), demo.limit)]
-    with tqdm(total=len(paths), desc=f"times of table {part.number}", unit="row") as bar:
+    shelf = Shelf(part.table(), demo.results, rows, (_TIMED,), demo.limit)
+    with tqdm(total=len(shelf.units), desc=f"times of table {part.number}", unit="row") as bar:
         while job.poll() is None:
             time.sleep(0.5)
-            bar.update(sum(store.read_timing(path) is not None for path in paths) - bar.n)
-        bar.update(sum(store.read_timing(path) is not None for path in paths) - bar.n)
+            bar.update(sum(shelf.state(unit).timed for unit in shelf.units) - bar.n)
+        bar.update(sum(shelf.state(unit).timed for unit in shelf.units) - bar.n)
     if job.returncode:
         raise RuntimeError(f"timing table {part.number} failed; see {_log(demo)}")
 
@@ -165,7 +164,8 @@ def _write(demo: Demo) -> tuple[Path, list[str]]:
         picture = draw_pareto(found) if part.number == 1 else None
         if picture:
             picture.savefig(demo.results / "pareto.png")
-    body, lines = report(PARTS[0].table(), demo.results, demo.blind, demo.limit)
+    shelves = (Shelf(PARTS[0].table(), out, limit=demo.limit) for out in (demo.results, demo.blind))
+    body, lines = report(*shelves)
     index = demo.results / "summary.md"
     index.write_text(f"{NOTE}\n\n{body}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
     return index, lines

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import Row, Table
-from eval.plan.units import unit_path
-from eval.results import stats, store
+from eval.results import stats
+from eval.results.shelf import Shelf
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -50,12 +49,11 @@ class Difference(Estimate):
 Scored = dict[str, stats.Groups]  # by task
 
 
-def scored(table: Table, row: Row, out: Path, limit: int | None = None) -> Scored | None:
+def scored(shelf: Shelf, row: Row) -> Scored | None:
     """The stored samples of a row, or None while a task is missing."""
     found: Scored = {}
-    for task in table.tasks:
-        path = unit_path(out, table.model, row, task, limit)
-        samples = store.read_samples(path) if store.read_result(path) else None
+    for task in shelf.tasks:
+        samples = shelf.samples(shelf.unit(row, task))
         if not samples:
             return None
         found[task] = stats.group(BENCHMARKS[task], samples)
@@ -98,16 +96,17 @@ def _combine(parts: list[tuple[float, float]]) -> tuple[float, float]:
     return sum(values) / len(values), _Z * math.sqrt(sum(variances)) / len(values)
 
 
-def report(table: Table, out: Path, blind: Path, limit: int | None = None) -> tuple[str, list[str]]:
+def report(shelf: Shelf, blind: Shelf) -> tuple[str, list[str]]:
     """Markdown of what the demo found, and the three lines that matter."""
-    rows = {row.id: scored(table, row, out, limit) for row in table.rows}
+    table = shelf.table
+    rows = {row.id: scored(shelf, row) for row in table.rows}
     whole = {name: found for name, found in rows.items() if found}
     full = whole.get("full")
     if full is None:
-        raise ValueError(f"{out}: the unpruned row is not complete; run the demo again")
-    unseen = scored(table, table.unpruned, blind, limit)
+        raise ValueError(f"{shelf.out}: the unpruned row is not complete; run the demo again")
+    unseen = scored(blind, table.unpruned)
     text = [*_benchmarks(full, unseen), "", *_means(table, whole), "", *_losses(table, whole)]
-    return "\n".join(text), _headlines(table, whole, unseen, out, limit)
+    return "\n".join(text), _headlines(shelf, whole, unseen)
 
 
 def _benchmarks(full: Scored, unseen: Scored | None) -> list[str]:
@@ -149,28 +148,26 @@ def _losses(table: Table, whole: dict[str, Scored]) -> list[str]:
     return ["Where HIVTP loses:", "", *(lines or ["- nowhere in this run"])]
 
 
-def _headlines(
-    table: Table, whole: dict[str, Scored], unseen: Scored | None, out: Path, limit: int | None
-) -> list[str]:
+def _headlines(shelf: Shelf, whole: dict[str, Scored], unseen: Scored | None) -> list[str]:
     full = whole["full"]
     blind = f" (blind {mean(unseen)})" if unseen else ""
     lines = [f"unpruned: {mean(full)} of 100, mean of {len(full)} benchmarks{blind}"]
-    least = min(row.block for row in table.rows)
+    least = min(row.block for row in shelf.rows)
     ours, chance = whole.get(f"hivtp-{least}"), whole.get(f"random-{least}")
     if ours and chance:
         lines.append(
             f"{least} % of the tokens: HIVTP {mean(ours)}, a random choice {mean(chance)}: "
             f"{difference(ours, chance)}"
         )
-    times = [_ttft(table, name, out, limit) for name in ("full", f"hivtp-{least}")]
+    times = [_ttft(shelf, name) for name in ("full", f"hivtp-{least}")]
     if all(times):
         lines.append(f"first token: {times[0]:.1f} ms unpruned, {times[1]:.1f} ms at {least} %")
     return lines
 
 
-def _ttft(table: Table, name: str, out: Path, limit: int | None) -> float | None:
+def _ttft(shelf: Shelf, name: str) -> float | None:
     """Mean over the timed tasks of a row."""
-    (row,) = (row for row in table.rows if row.id == name)
-    paths = [unit_path(out, table.model, row, task, limit) for task in table.tasks]
-    times = [timing["ttft_ms"] for timing in map(store.read_timing, paths) if timing]
+    (row,) = (row for row in shelf.rows if row.id == name)
+    found = [shelf.timing(shelf.unit(row, task)) for task in shelf.tasks]
+    times = [timing.ttft_ms for timing in found if timing]
     return sum(times) / len(times) if times else None

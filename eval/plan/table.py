@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +23,12 @@ from eval.plan.reader import ConfigError, Mapping, error_at, plain, read_yaml
 if TYPE_CHECKING:
     from llava_hivtp.pruners.base import Pruner
 
-SETS = ("paper", "control", "beyond")  # printed there; ours, to compare with; newer methods
-LAYOUTS = ("unpad", "mosaic")
+SETS = ("paper", "control", "beyond", "own")  # printed there; to compare with; newer; yours
 COUNTS = ("retain", "tokens")
 TIMES = ("ttft_ms", "throughput")
 
 _TABLE_KEYS = {"title", "models", "layout", "patches", "device", "tasks", "protocol", "rows"}
-_ROW_KEYS = {"id", "pruner", "block", "section", "set", "printed"}  # the others are arguments
+_ROW_KEYS = {"id", "pruner", "block", "section", "set", "name", "printed"}  # others: arguments
 _ID = re.compile(r"[a-z][a-z0-9_.+-]*")
 
 
@@ -48,6 +45,8 @@ class Row:
     printed: dict[str, Decimal | int]
     layout: str
     where: str  # file:line, for messages
+    name: str = ""  # shown instead of the method's own
+    absent: str = ""  # why the method's module cannot be imported
 
     @property
     def spelled(self) -> str:
@@ -68,7 +67,7 @@ class Row:
 
         try:
             return build_pruner(self.pruner, **self.arguments)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # a method of the user's may fail in any way
             raise ConfigError(f"{self.where}: row '{self.id}': {error}") from error
 
 
@@ -94,15 +93,23 @@ class Table:
 
 
 def load_table(path: str | Path, model: str | None = None) -> Table:
-    """Read and check a table; `model` replaces its first checkpoint."""
+    """Read and check a table, building every row's method; `model` replaces its first checkpoint.
+
+    Imports torch, but neither LLaVA nor transformers. A method of the user's whose module is not
+    here is no error yet: what was measured with it can still be read.
+    """
+    from llava_hivtp.anyres import LAYOUTS
+
     path = Path(path)
     data = read_yaml(path)
     _known(path, data, _TABLE_KEYS, required=_TABLE_KEYS - {"device"})
     models = tuple(_strings(path, data, "models"))
     if data["layout"] not in LAYOUTS:
         raise error_at(path, data, "layout", f"layout must be one of {LAYOUTS}")
-    if not isinstance(data["patches"], int) or data["patches"] < 1:
+    if type(data["patches"]) is not int or data["patches"] < 1:
         raise error_at(path, data, "patches", "patches must be a count, such as 576")
+    if not isinstance(data["title"], str):
+        raise error_at(path, data, "title", f"title must be text, got {data['title']!r}")
     tasks = _tasks(path, data)
     table = Table(
         path=path,
@@ -154,37 +161,11 @@ def select_tasks(table: Table, names: str | None = None) -> tuple[str, ...]:
     )
 
 
-def budget(row: Row, patches: int) -> int | None:
-    """Most tokens a row may keep per tile; None for a pruner whose arguments do not tell.
-
-    The library's `Pruner.budget` says the same; this one needs neither torch nor a model.
-    """
-    arguments = row.arguments
-    if row.pruner == "none":
-        return patches
-    if row.pruner == "hivtp":
-        return _hivtp_budget(patches, **{name: arguments.get(name, 0) for name in ("r", "k", "c")})
-    if "dominant" in arguments:
-        return arguments["dominant"] + arguments.get("contextual", 0)
-    if "keep" in arguments:
-        return math.floor(Fraction(str(arguments["keep"])) * patches)
-    return None
-
-
-def _hivtp_budget(patches: int, r: int, k: float, c: int | None) -> int:
-    """p_max = r^2 floor(k/100 (n/r)^2) + (n/c)^2; the second term falls without a local stage."""
-    side = math.isqrt(patches)
-    for name, value in (("r", r), ("c", c)):
-        if value is not None and (value < 1 or side % value):
-            raise ValueError(f"{name}={value} must be given and divide the grid's side {side}")
-    regions = r * r * math.floor(Fraction(str(k)) * (side // r) ** 2 / 100)
-    return regions + ((side // c) ** 2 if c else 0)
-
-
 def _rows(path: Path, data: Mapping, table: Table) -> tuple[Row, ...]:
     entries = data["rows"]
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise error_at(path, data, "rows", "rows must be a list of mappings")
+    mappings = isinstance(entries, list) and all(isinstance(entry, Mapping) for entry in entries)
+    if not mappings or not entries:
+        raise error_at(path, data, "rows", "rows must be a list of mappings, and not empty")
     rows: dict[str, Row] = {}
     for entry in entries:
         row = _row(path, entry, table)
@@ -198,26 +179,54 @@ def _row(path: Path, entry: Mapping, table: Table) -> Row:
     for key in ("id", "pruner", "block"):
         if key not in entry:
             raise error_at(path, entry, None, f"a row needs '{key}'")
-    identity, block = entry["id"], entry["block"]
+    identity, block, pruner = entry["id"], entry["block"], entry["pruner"]
     if not isinstance(identity, str) or not _ID.fullmatch(identity) or identity in SETS:
         raise error_at(path, entry, "id", f"'{identity}' must fit {_ID.pattern}, and be no set")
-    if not isinstance(block, int) or not 0 < block <= 100:
+    if type(block) is not int or not 0 < block <= 100:
         raise error_at(path, entry, "block", f"block is r_max in percent, got {block!r}")
-    if entry.get("set", "paper") not in SETS:
-        raise error_at(path, entry, "set", f"set must be one of {SETS}, got {entry['set']!r}")
+    for key in ("pruner", "section", "name"):
+        if not isinstance(entry.get(key, ""), str):
+            raise error_at(path, entry, key, f"{key} must be text, got {entry[key]!r}")
+    chosen = entry.get("set", "own" if ":" in pruner else "paper")
+    if chosen not in SETS:
+        raise error_at(path, entry, "set", f"set must be one of {SETS}, got {chosen!r}")
     row = Row(
         id=identity,
-        pruner=str(entry["pruner"]),
-        arguments={key: plain(entry[key]) for key in entry if key not in _ROW_KEYS},
+        pruner=pruner,
+        arguments={key: _argument(path, entry, key) for key in entry if key not in _ROW_KEYS},
         block=block,
-        section=str(entry.get("section", f"{block} %")),
-        set=entry.get("set", "paper"),
+        section=entry.get("section", f"{block} %"),
+        set=chosen,
         printed=_printed(path, entry, table.tasks),
         layout=table.layout,
         where=f"{path}:{entry.line}",
+        name=entry.get("name", ""),
+        absent=_absent(path, entry),
     )
-    _check_budget(path, entry, row, table.patches)
+    if not row.absent:
+        _check_budget(path, entry, row, table.patches)
     return row
+
+
+def _argument(path: Path, entry: Mapping, key: str) -> Any:
+    value = plain(entry[key])
+    for item in value if isinstance(value, list) else [value]:
+        if item is not None and not isinstance(item, (bool, int, float, str)):
+            raise error_at(path, entry, key, f"{key} must be a number, a word or a list of them")
+    return value
+
+
+def _absent(path: Path, entry: Mapping) -> str:
+    """Why a method's module cannot be imported; an error for a name that nobody has."""
+    from llava_hivtp.pruners import _find as find_pruner
+
+    try:
+        find_pruner(entry["pruner"])
+    except ValueError as error:
+        if error.__cause__ is None:
+            raise error_at(path, entry, "pruner", f"row '{entry['id']}': {error}") from error
+        return str(error)
+    return ""
 
 
 def _printed(path: Path, entry: Mapping, tasks: Sequence[str]) -> dict[str, Decimal | int]:
@@ -238,18 +247,20 @@ def _printed(path: Path, entry: Mapping, tasks: Sequence[str]) -> dict[str, Deci
 
 
 def _check_budget(path: Path, entry: Mapping, row: Row, patches: int) -> None:
+    """An error unless the method takes the row's arguments and stays within its block."""
+    pruner = row.build()
     try:
-        kept = budget(row, patches)
-    except (TypeError, ValueError) as error:
+        kept = pruner.budget(1, patches)
+    except Exception as error:  # a method of the user's may fail in any way
         raise error_at(path, entry, None, f"row '{row.id}': {error}") from error
     allowed = row.block * patches // 100
-    if kept is not None and kept > allowed:
+    if kept > allowed:
         raise error_at(
             path,
             entry,
             None,
             f"row '{row.id}' may keep {kept} of {patches} tokens, its block of {row.block} % "
-            f"allows {allowed}: lower its arguments or move it to another block",
+            f"allows {allowed}: name its share, lower it or move the row to another block",
         )
 
 
@@ -286,9 +297,13 @@ def _protocol(path: Path, data: Mapping, tasks: Sequence[str]) -> dict[str, str]
 
 def _strings(path: Path, data: Mapping, key: str) -> list[str]:
     values = data[key]
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
+    if not isinstance(values, list) or not values or not all(_is_name(v) for v in values):
         raise error_at(path, data, key, f"{key} must be a list of names, and not empty")
     return values
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _known(path: Path, data: Mapping, keys: set[str], required: set[str]) -> None:

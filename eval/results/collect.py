@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.benchmarks.record import Benchmark
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import TIMES, Row, Table
-from eval.plan.units import unit_path
-from eval.results import stats, store
-from eval.results.stale import Present
+from eval.plan.units import Unit
+from eval.results import stats
+from eval.results.agree import agreed, text_of
+from eval.results.records import Result, Timing
+from eval.results.shelf import Shelf
 
 DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "ttft_ms": 1}  # two otherwise
 
-Record = Mapping[str, Any]
-ByTask = Mapping[str, Record]  # task -> stored record, of one row
-
-
-class MixedResults(ValueError):
-    """Results that must not stand in one table."""
+T = TypeVar("T")
+ByTask = dict[str, Result]  # of one row
+TimesByTask = dict[str, Timing]
 
 
 @dataclass
@@ -93,17 +88,11 @@ def collect(
     Without `tests` the samples stay unread: no intervals, no comparison with the unpruned row.
     Results of another checkpoint or other code than those here count with `stale` only.
     """
-    paths = {
-        row.id: {task: unit_path(out, table.model, row, task, limit) for task in table.tasks}
-        for row in rows
-    }
-    files = _Files(Present(table.model), stale)
-    results, timings = (
-        {row.id: _present(partial(files.read, read, row), paths[row.id]) for row in rows}
-        for read in (store.read_result, store.read_timing)
-    )
-    protocol = agreed("accuracy", results)
-    for name, value in agreed("timing", timings).items():
+    shelf = Shelf(table, out, rows, limit=limit, stale=stale)
+    results = {row.id: _by_task(shelf, row, shelf.result) for row in rows}
+    timings = {row.id: _by_task(shelf, row, shelf.timing) for row in rows}
+    protocol = agreed("accuracy", _protocols(results))
+    for name, value in agreed("timing", _protocols(timings)).items():
         if protocol.get(name) != value:
             protocol[f"timing {name}"] = value
     provenance = _provenance([*_records(results), *_records(timings)])
@@ -111,79 +100,38 @@ def collect(
     measured = {row.id: _measure(table, row, results[row.id], timings[row.id]) for row in rows}
     if tests:
         for task in table.tasks:
-            notes += _test(table, task, out, limit, list(measured.values()), files)
-    notes += [*files.notes(), *_short_notes(results.values())]
+            notes += _test(shelf, task, list(measured.values()))
+    notes += [*_stale_notes(shelf), *_short_notes(results.values())]
     return Collected(
         table, limit, tuple(measured.values()), protocol, provenance, timing_device, tuple(notes)
     )
 
 
-@dataclass
-class _Files:
-    """Stored records, but those of another checkpoint or other code; with `stale` these, too."""
-
-    present: Present
-    stale: bool
-    changes: dict[tuple[Path, str], str] = field(default_factory=dict)  # by file and kind
-
-    def read(
-        self, read: Callable[[Path], dict[str, Any] | None], row: Row, path: Path
-    ) -> Record | None:
-        """A record of a row's unit, if there is one that counts."""
-        record = read(path)
-        change = self.present.change(row, record) if record else None
-        if change:
-            self.changes[path, read.__name__] = change
-        return record if self.stale or not change else None
-
-    def notes(self) -> list[str]:
-        """What must be said of the stale ones."""
-        said = "shown all the same" if self.stale else "left out, --stale shows them"
-        return [
-            f"STALE ({said}): {change} since {count} of the results and times were stored; "
-            "`run` measures them again."
-            for change, count in Counter(self.changes.values()).items()
-        ]
+def _by_task(shelf: Shelf, row: Row, ask: Callable[[Unit], T | None]) -> dict[str, T]:
+    """What counts of a row, by task."""
+    found = {task: ask(shelf.unit(row, task)) for task in shelf.tasks}
+    return {task: record for task, record in found.items() if record is not None}
 
 
-def agreed(kind: str, found: Mapping[str, ByTask]) -> dict[str, str]:
-    """The protocol all records of all rows share (`task` entries: per task)."""
-    protocols = [
-        (row, task, record["protocol"])
-        for row, tasks in found.items()
-        for task, record in tasks.items()
+def _stale_notes(shelf: Shelf) -> list[str]:
+    """What must be said of results that no longer belong to the checkpoint or the code."""
+    said = "shown all the same" if shelf.stale else "left out, --stale shows them"
+    return [
+        f"STALE ({said}): {change}: {count} results and times; `run` measures them again."
+        for change, count in shelf.changes().items()
     ]
-    shared = {name for *_, protocol in protocols for name in protocol} - {"task"}
-    seen: dict[str, dict[str, list[str]]] = {}  # entry -> value -> rows
-    for row, task, protocol in protocols:
-        own = protocol.get("task", {})
-        entries = {name: protocol.get(name, "not recorded") for name in shared}
-        entries |= {f"{task} {name}": value for name, value in own.items()}
-        for name, value in entries.items():
-            seen.setdefault(name, {}).setdefault(_text(value), []).append(row)
-    differing = {name: values for name, values in sorted(seen.items()) if len(values) > 1}
-    if differing:
-        lines = [
-            f"  {name}: " + "; ".join(f"{value} ({_some(rows)})" for value, rows in values.items())
-            for name, values in differing.items()
-        ]
-        raise MixedResults(
-            f"{kind} results were measured under different protocols. Run the odd rows again, or "
-            "choose rows that agree with --rows:\n" + "\n".join(lines)
-        )
-    return {name: next(iter(values)) for name, values in sorted(seen.items())}
 
 
-def _measure(table: Table, row: Row, results: ByTask, timings: ByTask) -> Measured:
+def _measure(table: Table, row: Row, results: ByTask, timings: TimesByTask) -> Measured:
     """Scores by task; counts and times as means over the requests of a task, then of the tasks."""
     measured = Measured(row)
     for task, result in results.items():
-        if _is_number(result["score"]):
+        if result.score is not None:
             benchmark = BENCHMARKS[task]
-            shown = benchmark.shown(result["score"], result["requests"])
+            shown = benchmark.shown(result.score, result.requests)
             measured.values[benchmark.column] = shown
     patches, newlines, total = (
-        [result["tokens"][name] for result in results.values()]
+        [getattr(result.tokens, name) for result in results.values()]
         for name in ("patches", "newlines", "total")
     )
     means = {"tokens": _mean(patches), "newlines": _mean(newlines) or None}
@@ -192,7 +140,7 @@ def _measure(table: Table, row: Row, results: ByTask, timings: ByTask) -> Measur
     for column, mean in means.items():
         _add_mean(measured, column, mean, len(results), len(table.tasks))
     for column in TIMES:
-        mean = _mean([timing[column] for timing in timings.values()])
+        mean = _mean([getattr(timing, column) for timing in timings.values()])
         _add_mean(measured, column, mean, len(timings), len(table.tasks))
     return measured
 
@@ -205,20 +153,13 @@ def _add_mean(measured: Measured, column: str, mean: float | None, tasks: int, o
         measured.partial[column] = tasks
 
 
-def _test(
-    table: Table,
-    task: str,
-    out: Path,
-    limit: int | None,
-    rows: Sequence[Measured],
-    files: _Files,
-) -> list[str]:
+def _test(shelf: Shelf, task: str, rows: Sequence[Measured]) -> list[str]:
     """Add intervals and paired tests from the samples of one task; returns what was amiss."""
-    unpruned = _groups(table, table.unpruned, task, out, limit, files)
+    unpruned = _groups(shelf, shelf.table.unpruned, task)
     notes = []
     for measured in rows:
         if BENCHMARKS[task].column in measured.values:
-            groups = _groups(table, measured.row, task, out, limit, files)
+            groups = _groups(shelf, measured.row, task)
             note = _test_row(measured, task, groups, unpruned)
             notes += [f"{measured.row.id}, {task}: {note}."] if note else []
             notes += _strata_note(BENCHMARKS[task], groups) if groups else []
@@ -262,7 +203,7 @@ def _strata_note(benchmark: Benchmark, groups: stats.Groups) -> list[str]:
 
 def _short_notes(rows: Iterable[ByTask]) -> list[str]:
     """Which scores are over fewer questions than the benchmark divides by."""
-    asked = {(task, result["requests"]) for tasks in rows for task, result in tasks.items()}
+    asked = {(task, result.requests) for tasks in rows for task, result in tasks.items()}
     return [
         f"{BENCHMARKS[task].title} asked {count} questions here: percent of these, not points of "
         f"{BENCHMARKS[task].over}."
@@ -271,19 +212,14 @@ def _short_notes(rows: Iterable[ByTask]) -> list[str]:
     ]
 
 
-def _groups(
-    table: Table, row: Row | None, task: str, out: Path, limit: int | None, files: _Files
-) -> stats.Groups | None:
-    if row is None:
-        return None
-    path = unit_path(out, table.model, row, task, limit)
-    samples = store.read_samples(path) if files.read(store.read_result, row, path) else None
+def _groups(shelf: Shelf, row: Row | None, task: str) -> stats.Groups | None:
+    samples = shelf.samples(shelf.unit(row, task)) if row else None
     return stats.group(BENCHMARKS[task], samples) if samples else None
 
 
 def _one_device(
-    timings: dict[str, dict[str, Record]], wanted: str | None
-) -> tuple[dict[str, dict[str, Record]], str | None, list[str]]:
+    timings: dict[str, TimesByTask], wanted: str | None
+) -> tuple[dict[str, TimesByTask], str | None, list[str]]:
     """Times of one device; of none, with a note, while there are several to choose from."""
     names = sorted({_device(timing) for timing in _records(timings)})
     names = [name for name in names if wanted is None or wanted in name]
@@ -297,44 +233,33 @@ def _one_device(
     return {row: {} for row in timings}, None, notes
 
 
-def _provenance(records: Iterable[Record]) -> dict[str, list[str]]:
+def _provenance(records: Iterable[Result | Timing]) -> dict[str, list[str]]:
     """Every commit, device, version and day behind the numbers."""
     found: dict[str, set[str]] = {}
     for record in records:
-        provenance = dict(record["provenance"])
-        versions = provenance.pop("versions", {})
-        entries = {**provenance, **{f"{name} version": v for name, v in versions.items()}}
+        versions = record.provenance.get("versions", {})
+        entries = {**record.provenance, **{f"{name} version": v for name, v in versions.items()}}
+        entries.pop("versions", None)
         for name, value in entries.items():
-            text = _text(value)
+            text = text_of(value)
             found.setdefault(name, set()).add(text[:10] if name == "date" else text)
     return {name: sorted(values) for name, values in sorted(found.items())}
 
 
-def _present(read: Any, paths: Mapping[str, Path]) -> dict[str, Record]:
-    found = {task: read(path) for task, path in paths.items()}
-    return {task: record for task, record in found.items() if record is not None}
+def _protocols(found: Mapping[str, Mapping[str, Result | Timing]]) -> dict[str, dict[str, Any]]:
+    return {
+        row: {task: record.protocol for task, record in tasks.items()}
+        for row, tasks in found.items()
+    }
 
 
-def _records(found: Mapping[str, ByTask]) -> list[Record]:
+def _records(found: Mapping[str, Mapping[str, T]]) -> list[T]:
     return [record for tasks in found.values() for record in tasks.values()]
 
 
-def _device(timing: Record) -> str:
-    return str(timing["provenance"].get("device", "an unnamed device"))
+def _device(timing: Timing) -> str:
+    return str(timing.provenance.get("device", "an unnamed device"))
 
 
 def _mean(numbers: Sequence[float]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
-def _some(rows: Sequence[str]) -> str:
-    names = list(dict.fromkeys(rows))
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from eval.benchmarks.record import Benchmark
+from eval.results.records import Sample
 
 LEVEL = 0.95
 RESAMPLES = 9999
 EXACT = 12  # changes up to which all signs are tried
 SEED = 0
-
-Samples = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,17 +57,16 @@ class Paired:
     same_answers: float  # share of equal answers
 
 
-def group(benchmark: Benchmark, samples: Samples) -> Groups:
+def group(benchmark: Benchmark, samples: Sequence[Sample]) -> Groups:
     """Sum a benchmark's samples by their `group` (and `stratum`, if they have one)."""
     found: dict[tuple[str, str], list[float]] = {}
     for sample in samples:
-        stratum = str(sample.get("stratum", ""))
-        if stratum not in benchmark.uncounted:
-            key = stratum, str(sample["group"])
-            found.setdefault(key, []).append(float(sample["score"]))
+        if sample.stratum not in benchmark.uncounted:
+            key = sample.stratum, str(sample.group)
+            found.setdefault(key, []).append(sample.score)
     keys = tuple(sorted(found))
     y, n = np.array([benchmark.tally(found[key]) for key in keys], dtype=float).reshape(-1, 2).T
-    answers = {sample["doc_id"]: sample["answer"].strip() for sample in samples}
+    answers = {sample.doc_id: sample.answer.strip() for sample in samples}
     return Groups(keys, y, n, answers)
 
 

@@ -1,12 +1,13 @@
-"""Result files: written whole or not at all, read back, locked while in work.
+"""Result files: written whole or not at all, locked while in work.
 
 The files of one unit share a stem: `pope.json` (the result), `pope.samples.jsonl`,
-`pope.timing.json`, `pope.failed.json`, `pope.lock`. A file cut short reads as absent.
+`pope.timing.json`, `pope.failed.json`, `pope.journal.jsonl`, `pope.lock`.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import time
@@ -15,13 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-RESULT_KEYS = frozenset(
-    {"unit", "score", "metrics", "requests", "tokens", "protocol", "provenance", "seconds"}
-)
-TIMING_KEYS = frozenset(
-    {"requests", "warmup", "ttft_ms", "throughput", "samples", "protocol", "provenance"}
-)
-SAMPLE_KEYS = frozenset({"doc_id", "answer", "score", "group"})
+KINDS = ("json", "samples.jsonl", "timing.json", "failed.json")  # written whole
 
 
 def beside(result: Path, kind: str) -> Path:
@@ -31,48 +26,7 @@ def beside(result: Path, kind: str) -> Path:
 
 def write_json_atomic(path: Path, data: Any) -> None:
     """Write JSON so that a reader finds the old file or the whole new one, whatever happens."""
-    _write_atomic(path, [json.dumps(data, indent=1)])
-
-
-def write_jsonl_atomic(path: Path, rows: Iterable[Any]) -> None:
-    """Like `write_json_atomic`, one row per line."""
-    _write_atomic(path, (json.dumps(row) for row in rows))
-
-
-def read_result(path: Path) -> dict[str, Any] | None:
-    """The result of a unit, or None if it is absent, cut short or incomplete."""
-    return _complete(_read_json(path), RESULT_KEYS)
-
-
-def read_timing(result: Path) -> dict[str, Any] | None:
-    """The timing pass stored beside a result, or None."""
-    return _complete(_read_json(beside(result, "timing.json")), TIMING_KEYS)
-
-
-def read_samples(result: Path) -> list[dict[str, Any]] | None:
-    """The per-document lines stored beside a result, or None if any is missing or damaged."""
-    try:
-        lines = beside(result, "samples.jsonl").read_bytes().strip(b"\n").split(b"\n")
-        samples = json.loads(b"[" + b",".join(lines) + b"]")  # one parse, not one per line
-    except (OSError, ValueError):
-        return None
-    whole = all(isinstance(sample, dict) and sample.keys() >= SAMPLE_KEYS for sample in samples)
-    return samples if whole else None
-
-
-def state(result: Path) -> str:
-    """`done`, `running`, `failed` or `missing`; a process that died is not running."""
-    if read_result(result) is not None:
-        return "done"
-    if held(result):
-        return "running"
-    return "failed" if beside(result, "failed.json").exists() else "missing"
-
-
-def failure(result: Path) -> str:
-    """Why a unit failed, in one line."""
-    record = _read_json(beside(result, "failed.json")) or {}
-    return str(record.get("error", "the record of the failure cannot be read"))
+    write_atomic(path, [json.dumps(data, indent=1)])
 
 
 @contextmanager
@@ -89,10 +43,21 @@ def locked(result: Path) -> Iterator[bool]:
         yield False
         return
     try:
+        for leftover in _half_written(result):
+            leftover.unlink(missing_ok=True)
         yield True
     finally:
         path.unlink(missing_ok=True)  # while held: who waits on the old file looks again
         os.close(handle)
+
+
+def tidy(result: Path) -> None:
+    """Remove what a killed process left of a finished unit, unless one works on it."""
+    leftovers = [beside(result, kind) for kind in ("journal.jsonl", "lock")]
+    if any(file.exists() for file in leftovers) or _half_written(result):
+        with locked(result) as ours:
+            if ours:
+                leftovers[0].unlink(missing_ok=True)
 
 
 def _try_lock(path: Path, patience_s: float) -> int | None:
@@ -143,19 +108,26 @@ def held(result: Path) -> bool:
         os.close(handle)
 
 
-def _write_atomic(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomic(path: Path, lines: Iterable[str]) -> None:
+    """Write lines so that a reader finds the old file or the whole new one, whatever happens.
+
+    Raises:
+        OSError: with the path, where a full disk alone would not name it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(line + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+        _sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -167,12 +139,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _complete(data: Any, keys: frozenset[str]) -> dict[str, Any] | None:
-    return data if isinstance(data, dict) and data.keys() >= keys else None
+def _half_written(result: Path) -> list[Path]:
+    """What a process left behind that died while it wrote a file of a unit."""
+    names = [glob.escape(beside(result, kind).name) for kind in KINDS]
+    return [file for name in names for file in result.parent.glob(f".{name}.*.tmp")]

@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
 from eval.benchmarks.records import BENCHMARKS
-from eval.plan.table import Row, Table
-from eval.plan.units import Unit
-from eval.results import store
-from eval.results.stale import Present
+from eval.plan.table import Row
+from eval.results.shelf import Shelf, State
 from eval.run.progress import duration
 from eval.run.timing import WARMUP
 
 ANSWER_TOKENS = 4  # these benchmarks ask for a word, a number or a letter
 
 
-def plan(table: Table, units: Sequence[Unit], timing_n: int) -> str:
+def plan(shelf: Shelf, timing_n: int) -> str:
     """The units with their states, and the hours they should take."""
-    pace, present = _Pace(table, units), Present(table.model)
+    states = {unit.path: shelf.state(unit) for unit in shelf.units}
+    pace = _Pace(shelf, states)
     lines, left = [], 0.0
-    for number, unit in enumerate(units, 1):
-        state, requests = store.state(unit.path), 0
+    for number, unit in enumerate(shelf.units, 1):
+        state, requests = states[unit.path], 0
         documents = BENCHMARKS[unit.task].documents
-        if state == "done" and present.change(unit.row, store.read_result(unit.path)):
-            state = "stale"
-        if state != "done":
+        if not state.answered:
             requests += documents(unit.limit)
-        times = store.read_timing(unit.path)
-        if timing_n and (times is None or present.change(unit.row, times)):
+        if timing_n and not state.timed:
             requests += documents(min(timing_n, unit.limit or timing_n)) + WARMUP
         needed = requests * pace.seconds(unit.row)
         left += needed
         shown = duration(needed) if pace.known else f"{requests} requests"
-        lines.append(f"{number:4} {unit.row.id:18} {unit.task:22} {state:8} {shown}")
+        lines.append(f"{number:4} {unit.row.id:18} {unit.task:22} {state.kind:8} {shown}")
     hours = f"{left / 3600:.1f} hours on one device" if pace.known else "hours unknown"
-    lines.append(f"{len(units)} units, {hours} ({pace.source})")
+    lines.append(f"{len(shelf.units)} units, {hours} ({pace.source})")
     return "\n".join(lines)
 
 
 class _Pace:
     """Seconds per request of a row: its own, its neighbours', or the paper's."""
 
-    def __init__(self, table: Table, units: Sequence[Unit]) -> None:
+    def __init__(self, shelf: Shelf, states: Mapping[Path, State]) -> None:
+        table = shelf.table
         self.measured: dict[str, list[float]] = {}
-        for unit in units:
-            result = store.read_result(unit.path)
-            if result is not None and result["requests"]:
-                pace = result["seconds"] / result["requests"]
+        for unit in shelf.units:
+            result = states[unit.path].result
+            if result is not None and result.requests:
+                pace = result.seconds / result.requests
                 self.measured.setdefault(unit.row.id, []).append(pace)
         self.paces = [pace for row in self.measured.values() for pace in row]
         self.unpruned = _printed(table.unpruned) if table.unpruned else None

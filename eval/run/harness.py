@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import data
 from eval.benchmarks.records import BENCHMARKS
+from eval.results.records import Sample
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -28,6 +29,23 @@ def _manager() -> Any:
     from lmms_eval.tasks import TaskManager
 
     return TaskManager("WARNING", model_name="llava_hivtp")
+
+
+def metric_names(name: str) -> set[str]:
+    """Keys of what lmms-eval measures in a task, `metric,filter`; reads its YAML, no data.
+
+    Raises:
+        ValueError: if lmms-eval has no such task.
+    """
+    from lmms_eval.utils import load_yaml_config
+
+    index = _manager().task_index
+    if name not in index:
+        raise ValueError(f"lmms-eval has no task {name}")
+    config = load_yaml_config(index[name]["yaml_path"], mode="simple")
+    filters = [each["name"] for each in config.get("filter_list") or [{"name": "none"}]]
+    metrics = [each["metric"] for each in config.get("metric_list") or []]
+    return {f"{metric},{each}" for metric in metrics for each in filters}
 
 
 def load_task(name: str, folder: Path) -> Task:
@@ -145,22 +163,22 @@ def metrics(results: Mapping[str, Any], name: str) -> dict[str, float]:
 
 def samples(
     results: Mapping[str, Any], name: str, answers: Mapping[tuple[str, int], Answer]
-) -> list[dict[str, Any]]:
-    """One line per document: answer, score in the task's own terms, what it clusters with."""
-    benchmark, lines = BENCHMARKS[name], []
+) -> list[Sample]:
+    """One per document: answer, score in the task's own terms, what it clusters with."""
+    benchmark, found = BENCHMARKS[name], []
     for sample in results["samples"][name]:
         answer = answers[name, sample["doc_id"]]
-        line = {
-            "doc_id": sample["doc_id"],
-            "answer": answer.text,
-            "score": benchmark.scored(sample),
-            "group": benchmark.grouped(sample),
-            "patches": answer.patches,
-            "newlines": answer.newlines,
-            "total": answer.total,
-            "generated": answer.generated,
-        }
-        if benchmark.stratum is not None:
-            line["stratum"] = benchmark.stratum(sample["doc"])
-        lines.append(line)
-    return lines
+        found.append(
+            Sample(
+                doc_id=sample["doc_id"],
+                answer=answer.text,
+                score=benchmark.scored(sample),
+                group=benchmark.grouped(sample),
+                patches=answer.patches,
+                newlines=answer.newlines,
+                total=answer.total,
+                generated=answer.generated,
+                stratum=benchmark.stratum(sample["doc"]) if benchmark.stratum else "",
+            )
+        )
+    return found

@@ -6,19 +6,19 @@ import logging
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks import data
-from eval.plan.table import Table
 from eval.plan.units import Unit
-from eval.results import store
-from eval.results.identity import checkpoint_folder
-from eval.results.stale import Present
+from eval.results import records, store
+from eval.results.agree import agreed
+from eval.results.records import Failure, RecordError
+from eval.results.shelf import Shelf, State
+from eval.run import preflight
 from eval.run.progress import duration
 from eval.run.ranks import own_rank
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llava_hivtp.zero3 import Team
 
 logger = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -41,26 +42,26 @@ class Stopped(BaseException):
 class Job:
     """What one process was asked to do."""
 
-    table: Table
-    units: Sequence[Unit]
+    shelf: Shelf
     data: Path
     batch: int = 1
     timing_n: int = 0  # requests to time per unit; 0: no timing pass
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
     started: float = field(default_factory=time.time)
     failures: dict[Path, str] = field(default_factory=dict)  # this process's, disk full or not
-    present: Present = field(init=False)  # once the job runs
 
     def run(self) -> int:
-        """Do what is left of the units; returns how many of them failed."""
-        if not self.units:
-            return 0
-        checkpoint_folder(self.table.model)  # says so if there is none
-        self.present = Present(self.table.model)
-        left = [unit for unit in self.units if self._left(unit)]
-        logger.info("%d of %d units are done", len(self.units) - len(left), len(self.units))
+        """Do what is left of the units; returns how many of them failed.
+
+        Raises:
+            ValueError: for what would fail later, before any weights are read.
+        """
+        units = self.shelf.units
+        states = [(unit, self._sound(unit)) for unit in units]
+        left = [unit for unit, state in states if self._left(state)]
+        logger.info("%d of %d units are done", len(units) - len(left), len(units))
         if left:
-            data.check(self.data, [unit.task for unit in left])
+            preflight.check(self.shelf, left, self.data, self.arguments)
             left.sort(key=lambda unit: store.beside(unit.path, "failed.json").exists())  # last
             with own_rank(bool(self.arguments.get("zero3"))) as rank, _signals():
                 if rank.team and rank.index:
@@ -73,24 +74,31 @@ class Job:
                         break  # out of step: the launcher ends the others
                 else:
                     rank.wait()
-        failed = {unit.path: unit for unit in self.units if self._failed(unit)}
-        for path, unit in failed.items():
-            reason = self.failures.get(path) or store.failure(path)
+        for unit in units:
+            if self.shelf.state(unit).kind == "done":
+                store.tidy(unit.path)
+        return self._report()
+
+    def _report(self) -> int:
+        """Say what failed, once, at the end; returns how many units."""
+        failed = [unit for unit in self.shelf.units if self._failed(unit)]
+        for unit in failed:
+            record = records.read_failure(unit.path)
+            reason = self.failures.get(unit.path) or (record.error if record else "")
             logger.error("failed: %s %s: %s", unit.row.id, unit.task, reason)
+        if failed:
+            logger.error("%d of %d units failed", len(failed), len(self.shelf.units))
         return len(failed)
 
-    def _left(self, unit: Unit) -> bool:
-        return self._unscored(unit) or self._untimed(unit)
+    def _sound(self, unit: Unit) -> State:
+        """The state of a unit; damaged files are an error."""
+        state = self.shelf.state(unit)
+        if state.kind == "damaged":
+            raise RecordError(state.reason)
+        return state
 
-    def _unscored(self, unit: Unit) -> bool:
-        return not self._holds(unit, store.read_result(unit.path))
-
-    def _untimed(self, unit: Unit) -> bool:
-        return bool(self.timing_n) and not self._holds(unit, store.read_timing(unit.path))
-
-    def _holds(self, unit: Unit, record: dict[str, Any] | None) -> bool:
-        """Whether there is a record, of the checkpoint and the source files as they are."""
-        return record is not None and not self.present.change(unit.row, record)
+    def _left(self, state: State) -> bool:
+        return not state.answered or (bool(self.timing_n) and not state.timed)
 
     def _failed(self, unit: Unit) -> bool:
         """Whether a unit failed since this job began, here or in another process."""
@@ -101,23 +109,17 @@ class Job:
     def _load(self) -> Worker:
         from eval.run.worker import Worker
 
-        return Worker(self.table.model, self.table.layout, self.batch, self.data, self.arguments)
+        return Worker(self.shelf, self.batch, self.data, self.arguments)
 
     def _agree(self, worker: Worker) -> None:
         """Refuse to add to results that no table could show beside the new ones."""
-        for unit in self.units:
-            found = store.read_result(unit.path)
-            if not self._holds(unit, found):
-                continue
-            now = worker.accuracy_protocol(unit.task)
-            then = found["protocol"] | {"data": found["protocol"]["task"].get("data")}
-            now["data"] = now.pop("task")["data"]
-            for name, value in now.items():
-                if then.get(name) != value:
-                    raise ValueError(
-                        f"{unit.path} was measured with {name} {then.get(name)}, this run has "
-                        f"{value}: choose another --out, or remove it"
-                    )
+        found: dict[str, dict[str, Any]] = {}
+        for unit in self.shelf.units:
+            result = self.shelf.result(unit)
+            if result is not None:
+                found.setdefault(unit.row.id, {})[unit.task] = result.protocol
+        tasks = {task for row in found.values() for task in row}
+        agreed("stored", {**found, "this run": {t: worker.accuracy_protocol(t) for t in tasks}})
 
     def _try(self, worker: Worker, unit: Unit) -> None:
         try:
@@ -134,17 +136,20 @@ class Job:
             yield team.exchange(False)[0]
             return
         with store.locked(unit.path) as ours:
-            yield team.exchange(ours and not self._failed(unit) and self._left(unit))[0]
+            ours = ours and not self._failed(unit) and self._left(self.shelf.state(unit))
+            yield team.exchange(ours)[0]
 
     def _do(self, worker: Worker, unit: Unit) -> None:
         name, started = f"{unit.row.id} {unit.task}", time.monotonic()
-        if self._unscored(unit):
+        state = self.shelf.state(unit)
+        if not state.answered:
             score = worker.accuracy(unit, name)
             logger.info("%s: score %s", name, "-" if score is None else f"{score:.2f}")
-        if self._untimed(unit):
+        if self.timing_n and not state.timed:
             times = worker.times(unit, self.timing_n)
-            ttft_ms, throughput = times["ttft_ms"], times["throughput"]
-            logger.info("%s: %.1f ms to a token, %.1f tokens/s", name, ttft_ms, throughput)
+            logger.info(
+                "%s: %.1f ms to a token, %.1f tokens/s", name, times.ttft_ms, times.throughput
+            )
         store.beside(unit.path, "failed.json").unlink(missing_ok=True)
         logger.info("%s: took %s", name, duration(time.monotonic() - started))
 
@@ -152,25 +157,25 @@ class Job:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         self.failures[unit.path] = reason
         logger.error("%s %s: failed: %s", unit.row.id, unit.task, reason)
-        record = {
-            "error": reason,
-            "traceback": "".join(traceback.format_exception(error)),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
+        record = Failure(
+            reason,
+            "".join(traceback.format_exception(error)),
+            datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
         try:
-            store.write_json_atomic(store.beside(unit.path, "failed.json"), record)
+            records.write_failure(unit.path, record)
         except OSError as full:
             logger.error("the failure could not be recorded: %s", full)
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """End cleanly on what a batch system sends before it kills."""
+    """End cleanly on Ctrl-C, a closed terminal, and what a batch system sends before it kills."""
 
     def stop(number: int, _: Any) -> None:
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.results.identity import text_digest
+from eval.digests import text_digest
+from eval.results.records import typed
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -36,20 +37,20 @@ class Journal:
 
     def get(self, instance: Instance) -> Answer | None:
         """The answer to this request, if it was finished before."""
-        from llava_hivtp.lmms import Answer
-
-        found = self._answers.get(self._key(instance))
-        return None if found is None else Answer(**found)
+        return self._answers.get(self._key(instance))
 
     def add(self, finished: Sequence[tuple[Instance, Answer]]) -> None:
         """Keep answers for good."""
-        records = {self._key(instance): asdict(answer) for instance, answer in finished}
-        lines = [json.dumps({"key": key, "answer": answer}) for key, answer in records.items()]
+        found = {self._key(instance): answer for instance, answer in finished}
+        lines = [_line(key, asdict(answer)) for key, answer in found.items()]
         data = memoryview("".join(line + "\n" for line in lines).encode())
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
-        self._answers |= records
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._answers |= found
 
     def close(self) -> None:
         """Close the file; its lines stay."""
@@ -62,7 +63,16 @@ class Journal:
         )
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _line(key: str, answer: dict[str, Any]) -> str:
+    return json.dumps({"key": key, "answer": answer, "sum": _sum(key, answer)})
+
+
+def _sum(key: str, answer: dict[str, Any]) -> str:
+    """Tells an altered line from the one that was written."""
+    return text_digest(json.dumps([key, answer], sort_keys=True))
+
+
+def _read(path: Path) -> dict[str, Answer]:
     """The whole lines of a journal; a last line cut short is removed from the file."""
     if not path.exists():
         return {}
@@ -73,10 +83,21 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     answers, broken = {}, 0
     for line in data[:whole].splitlines():
         try:
-            record = json.loads(line)
-            answers[record["key"]] = dict(record["answer"])
-        except (ValueError, TypeError, KeyError):
+            key, answer = _parsed(line, path)
+            answers[key] = answer
+        except (ValueError, TypeError, KeyError, RecursionError):
             broken += 1
     if broken:
         logger.warning("%s: %d damaged lines ignored, their requests run again", path, broken)
     return answers
+
+
+def _parsed(line: bytes, path: Path) -> tuple[str, Answer]:
+    """Key and answer of a line; lines of older journals have no sum."""
+    from llava_hivtp.lmms import Answer
+
+    record = json.loads(line)
+    key, answer = record["key"], record["answer"]
+    if record.get("sum", now := _sum(key, answer)) != now:
+        raise ValueError("the line was altered")
+    return key, typed(Answer, answer, path)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import data
 from eval.benchmarks.records import BENCHMARKS
+from eval.digests import text_digest
 from eval.machine import provenance
 from eval.plan.units import Unit
-from eval.results import store
-from eval.results.identity import checkpoint_digest, text_digest
-from eval.results.stale import source_of
+from eval.results import records, store
+from eval.results.records import Result, Sample, Timing, Tokens
+from eval.results.shelf import Shelf
 from eval.run import harness as official
 from eval.run import timing
 from eval.run.journal import Journal
@@ -23,23 +25,20 @@ from eval.run.progress import Progress
 if TYPE_CHECKING:
     from llava_hivtp.lmms import LlavaHIVTP
 
-TOKENS = ("patches", "newlines", "total", "generated")
-
 
 class Worker:
     """Holds a model loaded once; `accuracy` and `times` write the files of a unit."""
 
-    def __init__(
-        self, model: str, layout: str, batch: int, folder: Path, arguments: dict[str, Any]
-    ) -> None:
+    def __init__(self, shelf: Shelf, batch: int, folder: Path, arguments: dict[str, Any]) -> None:
         """Load the checkpoint; `folder` holds the data, `arguments` are extra model_args."""
         from llava_hivtp.lmms import LlavaHIVTP
 
-        self.folder = folder
+        model, layout = shelf.table.model, shelf.table.layout
+        self.folder, self.code = folder, shelf.code
         self.lm: LlavaHIVTP = LlavaHIVTP(model, layout=layout, batch_size=batch, **arguments)
         self.protocol = {  # of both passes
             "checkpoint": Path(model).name,
-            "checkpoint digest": checkpoint_digest(model),
+            "checkpoint digest": shelf.checkpoint,
             "conversation template": self.lm.conv_template,
             "AnyRes layout": layout,
             "dtype": str(self.lm.model.dtype).removeprefix("torch."),
@@ -68,10 +67,11 @@ class Worker:
         samples = official.samples(results, unit.task, self.lm.answers)
         result = self._result(unit, official.metrics(results, unit.task), samples, protocol)
         if first:
-            store.write_jsonl_atomic(store.beside(unit.path, "samples.jsonl"), samples)
-            store.write_json_atomic(unit.path, result | {"seconds": time.monotonic() - started})
+            digest = records.write_samples(unit.path, samples)
+            seconds = time.monotonic() - started
+            records.write_result(unit.path, replace(result, seconds=seconds, samples=digest))
             journal.unlink()
-        return result["score"]
+        return result.score
 
     @contextmanager
     def _journaled(
@@ -87,21 +87,26 @@ class Worker:
             self.lm.journal = None
             journal.close()
 
-    def times(self, unit: Unit, count: int) -> dict[str, Any]:
+    def times(self, unit: Unit, count: int) -> Timing:
         """Time the first requests of a unit and store the figures."""
         self._take(unit)
         task = official.load_task(unit.task, self.folder)
         wanted = count if unit.limit is None else min(count, unit.limit)
         instances = official.requests(self.lm, task, wanted)
         with timing.device_share(self.lm.device, alone=True):
-            times = timing.time_requests(self.lm, instances)
-        times["protocol"] = self.protocol | {
+            measured = timing.time_requests(self.lm, instances)
+        protocol = self.protocol | {
             "timed requests per task": count,
             "timed at batch size": 1,
             "clock": timing.CLOCK,
         }
-        times |= {"provenance": provenance(), "source": source_of(unit.row.pruner)}
-        store.write_json_atomic(store.beside(unit.path, "timing.json"), times)
+        times = Timing(
+            **measured,
+            protocol=protocol,
+            provenance=provenance(),
+            source=self.code.of(unit.row),
+        )
+        records.write_timing(unit.path, times)
         return times
 
     def _take(self, unit: Unit) -> None:
@@ -126,20 +131,23 @@ class Worker:
 
     def _identity(self, unit: Unit, protocol: dict[str, Any]) -> str:
         """All that shapes the unit's answers and is equal between its requests."""
-        source = source_of(unit.row.pruner)
+        source = self.code.of(unit.row)
         return text_digest(repr((protocol, unit.row.pruner, unit.row.arguments, source)))
 
     def _result(
         self,
         unit: Unit,
         metrics: dict[str, float],
-        samples: list[dict[str, Any]],
+        samples: Sequence[Sample],
         protocol: dict[str, Any],
-    ) -> dict[str, Any]:
+    ) -> Result:
         benchmark = BENCHMARKS[unit.task]
         score = metrics.get(benchmark.metric)
-        return {
-            "unit": {
+        means = {
+            f.name: sum(getattr(s, f.name) for s in samples) / len(samples) for f in fields(Tokens)
+        }
+        return Result(
+            unit={
                 "model": unit.model,
                 "row": unit.row.id,
                 "pruner": unit.row.pruner,
@@ -148,14 +156,15 @@ class Worker:
                 "task": unit.task,
                 "limit": unit.limit,
             },
-            "score": None if score is None else score * benchmark.scale,
-            "metrics": metrics,
-            "requests": len(samples),
-            "tokens": {name: sum(s[name] for s in samples) / len(samples) for name in TOKENS},
-            "protocol": protocol,
-            "provenance": provenance(),
-            "source": source_of(unit.row.pruner),
-        }
+            score=None if score is None else score * benchmark.scale,
+            metrics=metrics,
+            requests=len(samples),
+            tokens=Tokens(**means),
+            protocol=protocol,
+            provenance=provenance(),
+            seconds=0.0,
+            source=self.code.of(unit.row),
+        )
 
 
 def _version(task: Any) -> str:

@@ -13,9 +13,11 @@ import typer
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import Table, load_table, select_rows, select_tasks
-from eval.plan.units import Unit, units
+from eval.plan.units import Unit
+from eval.results.shelf import Shelf
 from eval.run.estimate import plan
 from eval.run.job import Job, Stopped
+from eval.run.preflight import metrics_missing, problems
 from eval.verbs.options import Config, Data, Limit, Model, Out, Rows, Tasks, says_errors
 
 MODEL_ARGS = ("dtype", "device_map", "attn_implementation", "quantization", "conv_template")
@@ -47,14 +49,16 @@ def run(
     """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
     _prepare_process()
     table = load_table(config, model)
-    chosen = _choose(table, out.resolve(), rows, tasks, limit, shard)
-    if dry_run:
-        typer.echo(plan(table, chosen, timing_n if timing else 0))
-        return
+    shelf = _choose(table, out.resolve(), rows, tasks, limit, shard)
     arguments = _arguments(model_args) | ({"zero3": True} if zero3 else {})
     timed = timing_n if timing and not zero3 else 0
+    if dry_run:
+        typer.echo(plan(shelf, timed))
+        stops = [*problems(shelf, shelf.units, data, arguments), *metrics_missing(shelf.units)]
+        typer.echo("".join(f"\nwould stop the run: {line}" for line in stops), nl=bool(stops))
+        return
     try:
-        failed = Job(table, chosen, data.resolve(), batch, timed, arguments).run()
+        failed = Job(shelf, data.resolve(), batch, timed, arguments).run()
     except Stopped as stop:
         typer.echo(f"{stop}; the same command goes on from here", err=True)
         raise typer.Exit(128 + stop.number) from stop
@@ -77,12 +81,14 @@ def _choose(
     tasks: str | None,
     limit: int | None,
     shard: str | None,
-) -> list[Unit]:
+) -> Shelf:
     names = select_tasks(table, tasks)
     for name in names:
         BENCHMARKS[name].check_run(limit)
-    chosen = units(table, out, select_rows(table, rows), names, limit)
-    return chosen if shard is None else _shard(chosen, shard)
+    shelf = Shelf(table, out, select_rows(table, rows), names, limit)
+    if shard is not None:
+        shelf.units = _shard(shelf.units, shard)
+    return shelf
 
 
 def _shard(chosen: list[Unit], shard: str) -> list[Unit]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from eval.verbs.options import Config, Limit, Model, Out, Rows, Tasks, says_errors
+from eval.verbs.options import Config, Data, Limit, Model, Out, Rows, Tasks, says_errors
 
 
 @says_errors
@@ -17,10 +17,15 @@ def status(
     rows: Rows = None,
     tasks: Tasks = None,
     limit: Limit = None,
+    data: Data = Path("data"),
 ) -> None:
-    """Show what is done, stale or failed (and why), running and missing."""
+    """Show what is done, stale or failed (and why), running and missing; what would stop a run."""
     from eval.plan.table import load_table, select_rows, select_tasks
     from eval.report.status import report
+    from eval.results.shelf import Shelf
+    from eval.run.preflight import problems
 
     table = load_table(config, model)
-    typer.echo(report(table, select_rows(table, rows), select_tasks(table, tasks), out, limit))
+    shelf = Shelf(table, out, select_rows(table, rows), select_tasks(table, tasks), limit)
+    left = [unit for unit in shelf.units if not shelf.state(unit).answered]
+    typer.echo(report(shelf, list(problems(shelf, left, data)) if left else []))

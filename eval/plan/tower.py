@@ -1,0 +1,60 @@
+"""What a checkpoint's config says of its vision tower: read without a model, before any weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.digests import checkpoint_folder
+from eval.plan.table import Table
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower, as far as a table's rows hang on it."""
+
+    layers: int
+    patches: int  # per tile
+
+
+def read_tower(model: str) -> Tower:
+    """The tower of a checkpoint.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or its tower is not here.
+        ValueError: if a config does not say what is needed; the message names the file.
+    """
+    folder = checkpoint_folder(model)
+    name = _config(folder / "config.json").get("mm_vision_tower")
+    if not isinstance(name, str):
+        raise ValueError(f"{folder / 'config.json'} names no mm_vision_tower: it is no LLaVA")
+    file = (folder / name if (folder / name).is_dir() else checkpoint_folder(name)) / "config.json"
+    config = _config(file)
+    config = config.get("vision_config", config)
+    try:
+        side = config["image_size"] // config["patch_size"]
+        return Tower(int(config["num_hidden_layers"]), side * side)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} does not describe a vision tower: {error!r}") from error
+
+
+def misfit(table: Table, tower: Tower) -> str | None:
+    """Why a table is not about a model with this tower, if it is not."""
+    if tower.patches == table.patches:
+        return None
+    return (
+        f"{table.path}: patches is {table.patches}, but a tile of {table.model} has "
+        f"{tower.patches}: budgets would be wrong"
+    )
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}; fetch the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is no config: it holds {type(config).__name__}")
+    return config

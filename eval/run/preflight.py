@@ -1,0 +1,89 @@
+"""What would stop a run: looked for before any weights are read, and shown by `status`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks import data as datasets
+from eval.benchmarks.records import BENCHMARKS
+from eval.digests import checkpoint_folder
+from eval.plan.reader import ConfigError
+from eval.plan.table import Row
+from eval.plan.tower import Tower, misfit, read_tower
+from eval.plan.units import Unit
+from eval.results.shelf import Shelf
+
+
+def check(shelf: Shelf, units: Sequence[Unit], data: Path, arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError with everything that would stop these units."""
+    found = [*problems(shelf, units, data, arguments), *metrics_missing(units)]
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def problems(
+    shelf: Shelf, units: Sequence[Unit], data: Path, arguments: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """What would stop these units: checkpoint, tower, methods, template, data; one line each."""
+    tower = None
+    try:
+        tower = read_tower(shelf.table.model)
+        yield from _template(shelf.table.model, (arguments or {}).get("conv_template"))
+    except (OSError, ValueError) as error:
+        yield str(error)
+    wrong = misfit(shelf.table, tower) if tower else None
+    if wrong:
+        yield wrong
+    for row in {unit.row.id: unit.row for unit in units}.values():
+        yield from _row(row, None if wrong else tower)
+    try:
+        datasets.check(data, dict.fromkeys(unit.task for unit in units))
+    except FileNotFoundError as error:
+        yield str(error)
+
+
+def metrics_missing(units: Iterable[Unit]) -> Iterator[str]:
+    """Tasks and metrics that lmms-eval does not have; importing it takes seconds."""
+    from eval.run.harness import metric_names
+
+    for task in dict.fromkeys(unit.task for unit in units):
+        metric = BENCHMARKS[task].metric
+        try:
+            known = metric_names(task)
+        except ValueError as error:
+            yield str(error)
+        else:
+            if metric not in known:
+                yield f"lmms-eval's {task} has no metric {metric}, only {', '.join(sorted(known))}"
+
+
+def _row(row: Row, tower: Tower | None) -> Iterator[str]:
+    """Why a row's method cannot run in this tower."""
+    if row.absent:
+        yield f"{row.where}: row '{row.id}': {row.absent}"
+        return
+    try:
+        pruner = row.build()
+        if tower:
+            pruner.check(tower.layers, tower.patches)
+    except ConfigError as error:
+        yield str(error)
+    except Exception as error:  # a method of the user's may fail in any way
+        yield f"{row.where}: row '{row.id}': {error}"
+
+
+def _template(model: str, given: str | None) -> Iterator[str]:
+    """Why there is no conversation template; one is named rarely, and LLaVA takes seconds."""
+    folder = checkpoint_folder(model)
+    named = given or json.loads((folder / "config.json").read_bytes()).get("conv_template")
+    if named is None:
+        return
+    from llava_hivtp.conversation import template_name
+
+    try:
+        template_name(model, None, named)
+    except ValueError as error:
+        yield str(error)
