@@ -218,7 +218,7 @@ def _argument(path: Path, entry: Mapping, key: str) -> Any:
 
 def _absent(path: Path, entry: Mapping) -> str:
     """Why a method's module cannot be imported; an error for a name that nobody has."""
-    from llava_hivtp.pruners import _find as find_pruner
+    from llava_hivtp.pruners import find_pruner
 
     try:
         find_pruner(entry["pruner"])
