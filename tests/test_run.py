@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from stored import store_result
 from typer.testing import CliRunner
 
 from eval import digests
@@ -504,3 +505,145 @@ def test_results_are_json_that_anyone_reads(job, table):
     assert result["protocol"]["conversation template"] == "vicuna_v1"
     assert result["protocol"]["task"]["measures"] == "accuracy"
     assert set(result["provenance"]) == {"commit", "versions", "device", "date"}
+
+
+WRONG = """\
+  - {id: absent, pruner: 'nowhere:Mine', keep: 0.5, block: 50}
+"""
+
+
+@pytest.mark.parametrize("verb", ["run", "dry run", "status"])
+def test_all_that_would_stop_a_run_is_said_before_any_weights_are_read(
+    table, tmp_path, monkeypatch, verb
+):
+    """A layer the tower lacks, a module that is not here, data, and a template in the config."""
+    config = table("pope", rows=("full", "deep"))
+    config.write_text(config.read_text() + "\n" + WRONG)
+    model = tmp_path / "copy" / "llava-v1.5-vicuna"
+    shutil.copytree(load_table(config).model, model)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"conv_template": "vicuna_v9"}))
+    monkeypatch.setattr("eval.run.job.Job._load", lambda self: pytest.fail("weights are read"))
+    options = ["--model", model, "--data", tmp_path / "no", "--out", tmp_path / "out"]
+    options = [*options, "--dry-run"] if verb == "dry run" else options
+    call = ["status" if verb == "status" else "run", config, *options]
+    done = CliRunner().invoke(app, list(map(str, call)))
+    assert done.exit_code == (1 if verb == "run" else 0)
+    said = " ".join(done.output.split())
+    assert f"{config}:9: row 'deep': HIVTP: layers [9] lie outside 1..4" in said
+    assert f"{config}:10: row 'absent': pruner 'nowhere:Mine' cannot be imported" in said
+    assert "unknown conv_template 'vicuna_v9'; choose from" in said
+    assert f"{tmp_path / 'no'} lacks lmms-lab-encoder/POPE (test)" in said
+
+
+@pytest.mark.parametrize("verb", ["run", "dry run", "status"])
+def test_patches_of_another_grid_are_an_error_of_the_table(table, drawn, tmp_path, verb):
+    config = table("pope", rows=("full",))
+    config.write_text(config.read_text().replace("patches: 16", "patches: 576"))
+    call = ["status" if verb == "status" else "run", config, "--out", tmp_path, "--data", drawn]
+    call += ["--dry-run"] if verb == "dry run" else []
+    done = CliRunner().invoke(app, list(map(str, call)))
+    assert f"{config}: patches is 576, but a tile of" in done.output
+    assert "has 16: budgets would be wrong" in done.output
+
+
+def test_a_metric_that_lmms_eval_lacks_stops_a_run(table, drawn, tmp_path, monkeypatch):
+    odd = replace(BENCHMARKS["pope"], metric="pope_acuracy,none")
+    monkeypatch.setitem(BENCHMARKS, "pope", odd)
+    done = call(table("pope"), "--out", tmp_path, "--data", drawn)
+    assert done.exit_code == 1
+    assert "lmms-eval's pope has no metric pope_acuracy,none, only" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("pope.json", {"protocol": 5}, "'protocol' cannot be 5"),
+        ("pope.json", [1], "holds [1], no Result"),
+        ("pope.timing.json", {"samples": 1}, "is no Timing: 'requests' is missing"),
+        ("pope.samples.jsonl", None, ""),
+        ("pope.samples.jsonl", "no", "is not what pope.json was stored with"),
+    ],
+)
+def test_damaged_files_are_named_by_every_verb(
+    table, drawn, tmp_path, monkeypatch, name, content, said
+):
+    config, out = table("pope", rows=("full",)), tmp_path / "out"
+    shelf = Shelf(load_table(config), out)
+    (unit,) = shelf.units
+    here = {"checkpoint digest": shelf.checkpoint}
+    store_result(out, shelf.table, shelf.rows[0], "pope", [1.0, 0.0], protocol=here)
+    file = unit.path.with_name(name)
+    if content is None:
+        file.unlink()
+    elif isinstance(content, str):
+        file.write_text(file.read_text().replace('"no"', '"on"'))
+    else:
+        found = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(found | content if isinstance(content, dict) else content))
+    monkeypatch.setattr("eval.run.job.Job._load", lambda self: pytest.fail("weights are read"))
+
+    def ask(verb, *options):
+        call = [verb, str(config), "--out", str(out), *options]
+        return CliRunner().invoke(app, call)
+
+    status = ask("status")
+    assert status.exit_code == 0
+    if content is None:  # a lost file is not done, and is made again
+        assert "1 units, 0 done, 0 stale, 0 running, 1 begun" in status.output
+        return
+    assert "0 done, 0 stale, 0 running, 0 begun, 0 failed, 1 damaged" in status.output
+    for done in (status, ask("run", "--data", str(drawn)), ask("table")):
+        assert said in done.output
+        assert str(file) in done.output
+        assert not isinstance(done.exception, (TypeError, KeyError, AttributeError))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_whatever_stops_a_run_the_hint_is_the_same(table, drawn, tmp_path, monkeypatch, number):
+    def stopped(self):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("eval.run.job.Job._load", stopped)
+    done = call(table("pope"), "--data", drawn, "--out", tmp_path / "out")
+    assert done.exit_code == 128 + number
+    assert f"stopped by {number.name}; the same command goes on from here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "KEY", "answer": {"text": "yes"}}',
+        '{"key": "KEY", "answer": {"text": "yes", "generated": "2"}}',
+        '{"key": "KEY", "answer": {"text": "no", "generated": 2}, "sum": "SUM"}',
+        '{"key": "KEY", "answer": [1]}',
+        '{"key": "KEY"}',
+        "[1]",
+    ],
+)
+def test_a_journal_line_that_is_whole_but_wrong_is_asked_again(tmp_path, caplog, line):
+    from llava_hivtp.lmms import Answer
+
+    path = tmp_path / "unit.journal.jsonl"
+    journal = Journal(path, "identity")
+    journal.add([(instance(0), Answer("yes", 2))])
+    journal.close()
+    written = json.loads(path.read_text())
+    for name, value in (("KEY", written["key"]), ("SUM", written["sum"])):
+        line = line.replace(name, value)
+    path.write_text(line + "\n")
+    assert Journal(path, "identity").get(instance(0)) is None
+    assert "1 damaged lines ignored" in caplog.text
+
+
+def test_a_journal_of_an_earlier_version_has_no_sums_and_is_read(tmp_path):
+    from llava_hivtp.lmms import Answer
+
+    path, answer = tmp_path / "unit.journal.jsonl", Answer("yes", 2, 16, 0, 16)
+    journal = Journal(path, "identity")
+    journal.add([(instance(0), answer)])
+    journal.close()
+    written = json.loads(path.read_text())
+    del written["sum"]
+    path.write_text(json.dumps(written) + "\n")
+    assert Journal(path, "identity").get(instance(0)) == answer
