@@ -43,9 +43,8 @@ class Code:
         pruner = row.build()
         own = [cls.__module__ for cls in type(pruner).__mro__ if cls is not object]
         modules = _closure([EVERY, *own])
-        return {name: _digest(file) for name, file in sorted(modules.items())} | {
-            SETTINGS: repr(pruner)
-        }
+        found = {_label(name, file): _digest(file) for name, file in sorted(modules.items())}
+        return found | {SETTINGS: repr(pruner)}
 
 
 def changed(now: Sources, then: Sources | str | None) -> str | None:
@@ -57,6 +56,11 @@ def changed(now: Sources, then: Sources | str | None) -> str | None:
         return None
     shown = ", ".join("the method's settings" if name == SETTINGS else name for name in names[:3])
     return f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''} changed"
+
+
+def _label(name: str, file: Path) -> str:
+    """The same on every machine: a method's own file is imported by its whole path."""
+    return file.name if "/" in name else name
 
 
 def _closure(modules: list[str]) -> dict[str, Path]:
