@@ -13,9 +13,9 @@ __all__ = ["PRUNERS", "attach", "build_pruner", "detach", "load"]
 def __getattr__(name: str) -> Any:
     # LLaVA and transformers are imported on first use, so pruners run without them.
     if name in ("attach", "detach"):
-        from llava_hivtp import model
+        from llava_hivtp import families
 
-        return getattr(model, name)
+        return getattr(families, name)
     if name == "load":
         from llava_hivtp.loading import load
 

@@ -12,13 +12,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPVisionModel, PretrainedConfig
 
-from llava_hivtp.model import (
-    PrunedLlavaLlamaForCausalLM,
-    PrunedLlavaMistralForCausalLM,
-    attach,
-    check_layout,
-    check_pruner,
-)
+from llava_hivtp.families import attach
+from llava_hivtp.families.base import check_layout, check_pruner
+from llava_hivtp.model import PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.zero3 import join, spread
 
@@ -48,7 +44,8 @@ def load(
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint with a pruner attached.
 
-    A model serves one call at a time: give every thread its own, or a lock.
+    Several threads may use one model: `generate` lets them in one after another, and
+    `model.kept` is each thread's own. Hold `model.lock` to swap `model.pruner` and ask.
 
     Args:
         path: a folder or a hub id such as liuhaotian/llava-v1.5-7b. A relative

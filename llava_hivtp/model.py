@@ -1,12 +1,10 @@
-"""LLaVA with a pruner between its vision tower and its projector."""
+"""Official LLaVA, v1.5 and NeXT, with a pruner between its vision tower and its projector."""
 
 from __future__ import annotations
 
-import functools
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +14,11 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM, unpad_image
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionModel
 
-from llava_hivtp.anyres import LAYOUTS, PackedImage, inside, merge_anyres, merge_single
+from llava_hivtp.anyres import PackedImage, merge_anyres, merge_single
+from llava_hivtp.families.base import Encoded, Picture, Pruned, check_layout
 from llava_hivtp.inputs import (
     check_aspect,
     check_letterbox,
@@ -27,9 +26,7 @@ from llava_hivtp.inputs import (
     check_sizes,
     tiles_of,
 )
-from llava_hivtp.pruners import Pruner, build_pruner
-from llava_hivtp.pruners.base import check_budget
-from llava_hivtp.vision import AttentionTap, KeptTokens, VisionFeatures, encode_tiles, pixel_digest
+from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
 
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 
@@ -40,17 +37,10 @@ class _Sequences(list):
     ndim = 4  # LLaVA reads .ndim to choose its path; on this one it only indexes
 
 
-# nn.Module comes first so that Python lets an instance of the stock class change to this one.
-class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
-    """A LLaVA whose image tokens pass through `pruner` before they are projected.
-
-    `pruner` and `layout` may be changed at any time. `kept` describes the images of the last
-    call: what was chosen, how many patch tokens and newlines reach the language model.
-    """
-
-    layout = "unpad"
-    kept: Sequence[PackedImage] = ()
-    _pruner = Pruner()
+# Pruned, an nn.Module, comes first so that Python lets an instance of the stock class change to
+# this one.
+class PrunedLlava(Pruned, LlavaMetaForCausalLM):
+    """A LLaVA whose image tokens pass through `pruner` before they are projected."""
 
     def __init__(self, config: Any) -> None:
         """Build the model; a tower tuned with it (LLaVA-NeXT) is filled by its checkpoint.
@@ -67,14 +57,24 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
             tower.vision_tower = CLIPVisionModel(tower.cfg_only).requires_grad_(False)
             tower.is_loaded = True
 
-    @property
-    def pruner(self) -> Pruner:
-        """The method in use; assigning one checks that it fits the vision tower."""
-        return self._pruner
+    @staticmethod
+    def check_model(model: Any) -> None:
+        """Refuse a missing tower, S2, and what `_depth` refuses."""
+        tower = model.get_vision_tower()
+        if tower is None:
+            raise ValueError(
+                f"{type(model).__name__} has no vision tower: it was loaded without one"
+            )
+        _depth(tower)
+        if getattr(model.config, "s2", False):
+            raise ValueError("config.s2 is set: S2 towers see several scales and cannot be pruned")
+        check_aspect(model.config)
 
-    @pruner.setter
-    def pruner(self, pruner: Pruner | str) -> None:
-        self._pruner = _fitting(pruner, self.get_vision_tower().config)
+    @staticmethod
+    def shape_of(model: Any) -> tuple[int, int]:
+        """Encoder layers, and patches of a tile."""
+        tower = model.get_vision_tower()
+        return tower.config.num_hidden_layers, tower.num_patches
 
     def encode_images(self, images: Any, image_sizes: Any = None) -> list[Tensor]:
         """Prune, project and pack: one (L_i, D_lm) sequence per image.
@@ -86,26 +86,9 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         """
         if isinstance(images, _Sequences):
             return images
-        sequences, check = self._prune(images, image_sizes)
+        sequences, check = self._sequences(images, image_sizes)
         check()
         return sequences
-
-    def _prune(self, images: Any, image_sizes: Any) -> tuple[list[Tensor], Callable[[], None]]:
-        """`encode_images` without waiting for its check for NaN, which comes along."""
-        tiles = tiles_of(images)
-        tiled = not isinstance(images, Tensor) or images.ndim == 5
-        grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
-        check_layout(self.layout)
-        sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
-        frames = [self._frame(grid, size) for grid, size in zip(grids, sizes, strict=True)]
-        chosen, check = self._choose(tiles, grids, frames)
-        projected = self._project(torch.cat([kept.tokens for kept in chosen]))
-        projected = projected.split([len(kept) for kept in chosen])
-        self.kept = [
-            self._pack(*image, tiled)
-            for image in zip(projected, chosen, tiles, grids, frames, strict=True)
-        ]
-        return _Sequences(image.tokens for image in self.kept), check
 
     def generate(self, inputs: Any = None, images: Any = None, *args: Any, **kwargs: Any) -> Any:
         """LLaVA's own `generate`, which without images would look up the image mark as a word."""
@@ -133,66 +116,38 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
         check_marks(marks, given["images"], training)
         if given["images"] is None:
             return splice(*call.args, **call.kwargs)
-        sequences, check = self._prune(given["images"], given["image_sizes"])
+        sequences, check = self._sequences(given["images"], given["image_sizes"])
         given["images"] = _one_per_slot(sequences, marks)
         if given["attention_mask"] is None and len(given["input_ids"]) > 1:
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
-        # Training pads on the right, as the checkpoint says.
-        padding = nullcontext() if training else _left_padding(self.config)
-        with padding:
-            spliced = splice(*call.args, **call.kwargs)
+        if not training:  # which pads on the right, as the checkpoint says
+            splice = super(PrunedLlava, _padding_left(self)).prepare_inputs_labels_for_multimodal
+        spliced = splice(*call.args, **call.kwargs)
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
         return spliced
 
-    def _choose(
-        self, tiles: list[Tensor], grids: list[tuple[int, int]], frames: list[tuple[int, int]]
-    ) -> tuple[list[KeptTokens], Callable[[], None]]:
-        """Run the tower once over all tiles of all images; what the method keeps of each.
+    def _sequences(self, images: Any, image_sizes: Any) -> tuple[_Sequences, Callable[[], None]]:
+        """`encode_images` without waiting for its check for NaN, which comes along."""
+        packed, check = self.prune(self._pictures(images, image_sizes))
+        return _Sequences(image.tokens for image in packed), check
 
-        And a call that raises a ValueError naming the image if the tower did not give numbers.
-        """
-        tower, pruner = self.get_vision_tower(), self._pruner
-        _check_fit(pruner, tower.config)  # again: its fields may have been changed since
-        counts = [len(image) for image in tiles]
-        hidden, tap = _encode(tower, tiles, _check_tower(tower), pruner.layers)
-        check = _start_check(hidden, counts)
-        every = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self._project)
-        try:
-            chosen = self._select(every, tiles, grids, frames)
-            check_budget(pruner, chosen, counts, every.n_patches)
-            return chosen, check
-        except Exception:
-            check()  # NaN may have made the method fail: then name the image
-            raise
-
-    def _select(
-        self,
-        every: VisionFeatures,
-        tiles: list[Tensor],
-        grids: list[tuple[int, int]],
-        frames: list[tuple[int, int]],
-    ) -> list[KeptTokens]:
-        """What the method keeps of each image, of the features of all their tiles."""
-        pruner, counts = self._pruner, [len(image) for image in tiles]
-        by_frame = self.layout == "inside" and any(map(any, grids))
-        # A subclass may choose otherwise than tile by tile: it says so itself.
-        if vars(type(pruner)).get("by_tile") and not by_frame:
-            return pruner.select(every).split(counts)
-        chosen = []
-        for part, image, grid, frame in zip(every.split(counts), tiles, grids, frames, strict=True):
-            key = pixel_digest(image) if pruner.seeded else 0
-            part = replace(part, key=key, tile_grid=grid)
-            if by_frame and any(grid):
-                chosen.append(pruner.select_inside(part, inside(part.n, grid, frame)))
-            else:
-                chosen.append(pruner.select(part))
-        return chosen
-
-    def _project(self, tokens: Tensor) -> Tensor:
-        projector = self.get_model().mm_projector
-        weight = next(projector.parameters(), tokens)
-        return projector(tokens.to(weight.dtype) if weight.is_floating_point() else tokens)
+    def _pictures(self, images: Any, image_sizes: Any) -> list[Picture]:
+        tiles = tiles_of(images)
+        tiled = not isinstance(images, Tensor) or images.ndim == 5
+        grids = self._tile_grids(tiles, image_sizes) if tiled else [(0, 0)] * len(tiles)
+        check_layout(self.layout)
+        merge = getattr(self.config, "mm_patch_merge_type", "flat")
+        unpads = tiled and "unpad" in merge and self.layout != "mosaic"
+        n = self.get_vision_tower().num_patches_per_side
+        sizes = image_sizes if any(map(any, grids)) else [None] * len(tiles)
+        pictures = []
+        for image, grid, size in zip(tiles, grids, sizes, strict=True):
+            frame = (n * grid[1], n * grid[0])
+            if any(grid) and unpads:
+                frame = unpadded(n, grid, size)
+            pictures.append(Picture(image, len(image), grid, frame, newline=unpads))
+        return pictures
 
     def _tile_grids(self, tiles: list[Tensor], image_sizes: Any) -> list[tuple[int, int]]:
         """(columns, rows) of every image's sub-image tiles, (0, 0) where there are none."""
@@ -218,83 +173,43 @@ class PrunedLlava(nn.Module, LlavaMetaForCausalLM):
                 check_letterbox(image, size, config.image_grid_pinpoints, i)
         return grids
 
-    def _unpads(self) -> bool:
-        merge = getattr(self.config, "mm_patch_merge_type", "flat")
-        return "unpad" in merge and self.layout != "mosaic"
+    @torch.no_grad()
+    def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
+        """All tiles of all images in one batch."""
+        tower = self.get_vision_tower()
+        tiles = [image.pixels.to(device=tower.device, dtype=tower.dtype) for image in pictures]
+        hidden, tap = encode_tiles(tower.vision_tower, torch.cat(tiles), _depth(tower), layers)
+        for record in (tap.queries, tap.keys):  # a tower may be spread over devices
+            record.update({layer: part.to(hidden.device) for layer, part in record.items()})
+        hidden = hidden.to(pictures[0].pixels.dtype)
+        return [(VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys), pictures)]
 
-    def _frame(self, grid: tuple[int, int], size: tuple[int, int] | None) -> tuple[int, int]:
-        """(rows, columns) of sub-image patches that the layout shows."""
-        n, (columns, rows) = self.get_vision_tower().num_patches_per_side, grid
-        return unpadded(n, grid, size) if any(grid) and self._unpads() else (rows * n, columns * n)
+    def project(self, tokens: Tensor) -> Tensor:
+        """LLaVA's own projector."""
+        projector = self.get_model().mm_projector
+        weight = next(projector.parameters(), tokens)
+        return projector(tokens.to(weight.dtype) if weight.is_floating_point() else tokens)
 
-    def _pack(
-        self,
-        tokens: Tensor,
-        kept: KeptTokens,
-        tiles: Tensor,
-        grid: tuple[int, int],
-        frame: tuple[int, int],
-        tiled: bool,
-    ) -> PackedImage:
-        merge = getattr(self.config, "mm_patch_merge_type", "flat")
-        newline = self.get_model().image_newline if tiled and self._unpads() else None
-        n = self.get_vision_tower().num_patches_per_side
-        if len(tiles) == 1 or merge == "flat":
-            return merge_single(tokens, kept, len(tiles) * n * n, newline)
-        return merge_anyres(tokens, kept, n, grid, frame, newline, self.layout == "inside")
+    def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
+        """As `mm_patch_merge_type` and `layout` say."""
+        newline = self.get_model().image_newline if picture.newline else None
+        n, grid = self.get_vision_tower().num_patches_per_side, picture.tile_grid
+        if not any(grid):
+            return merge_single(tokens, kept, picture.n_tiles * n * n, newline)
+        every_row = self.layout == "inside"
+        return merge_anyres(tokens, kept, n, grid, picture.frame, newline, every_row)
 
 
 class PrunedLlavaLlamaForCausalLM(PrunedLlava, LlavaLlamaForCausalLM):
     """LLaVA-v1.5 and LLaVA-NeXT on Vicuna."""
 
+    stock = LlavaLlamaForCausalLM
+
 
 class PrunedLlavaMistralForCausalLM(PrunedLlava, LlavaMistralForCausalLM):
     """LLaVA-NeXT on Mistral."""
 
-
-def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> Any:
-    """Let one loaded LLaVA prune; nothing else in the process changes. Returns the model.
-
-    Hand it the image processor's float32 pixels: it casts them itself, and a seeded random choice
-    then depends on neither dtype nor device. A model serves one call at a time.
-
-    Args:
-        model: an instance of an official LLaVA class.
-        pruner: the method, or its name in PRUNERS.
-        layout: how AnyRes tiles are put together. "unpad": LLaVA-NeXT's own reading order; what
-            lies in the letterbox is cropped after the choice, a row that keeps a token keeps its
-            newline. "inside": the same order, but the choice is among the image's patches only and
-            every row keeps its newline, so the number of tokens is known before the image is seen.
-            "mosaic": no unpadding, no newlines, the printed counts of the paper's Table 2.
-
-    Raises:
-        TypeError: if `model` is not an official LLaVA.
-        ValueError: if its tower or the pruner's settings are not supported.
-    """
-    if not isinstance(model, LlavaMetaForCausalLM):
-        raise TypeError(f"attach needs an official LLaVA model, got {type(model).__name__}")
-    check_layout(layout)
-    tower = model.get_vision_tower()
-    if tower is None:
-        raise ValueError(f"{type(model).__name__} has no vision tower: it was loaded without one")
-    _check_tower(tower)
-    if getattr(model.config, "s2", False):
-        raise ValueError("config.s2 is set: S2 towers see several scales and cannot be pruned")
-    check_aspect(model.config)
-    pruner = _fitting(pruner, tower.config)
-    if not isinstance(model, PrunedLlava):
-        model.__class__ = _pruned_class(type(model))
-    model._pruner, model.layout = pruner, layout
-    return model
-
-
-def detach(model: Any) -> Any:
-    """Give the model its own class back. Returns the model."""
-    if isinstance(model, PrunedLlava):
-        for name in ("_pruner", "layout", "kept"):
-            model.__dict__.pop(name, None)
-        model.__class__ = type(model).__mro__[2]
-    return model
+    stock = LlavaMistralForCausalLM
 
 
 def unpadded(n: int, tile_grid: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
@@ -303,37 +218,12 @@ def unpadded(n: int, tile_grid: tuple[int, int], image_size: tuple[int, int]) ->
     return tuple(unpad_image(torch.empty(0, rows * n, columns * n), image_size).shape[1:])
 
 
-def check_layout(layout: str) -> None:
-    """Raise a ValueError unless the layout is known."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
-
-
-def check_pruner(pruner: Any) -> None:
-    """Raise a TypeError unless it is a method."""
-    if not isinstance(pruner, Pruner):
-        raise TypeError(f"a Pruner or its name is needed, got {pruner!r}; 'none' keeps everything")
-
-
-@functools.cache
-def _pruned_class(stock: type) -> type:
-    for cls in (PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM):
-        if cls.__bases__[1] is stock:
-            return cls
-    return type(f"Pruned{stock.__name__}", (PrunedLlava, stock), {"__module__": stock.__module__})
-
-
-def _fitting(pruner: Pruner | str, tower_config: Any) -> Pruner:
-    """The method, built if it is a name, after checking that it fits the tower."""
-    pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
-    check_pruner(pruner)
-    _check_fit(pruner, tower_config)
-    return pruner
-
-
-def _check_fit(pruner: Pruner, tower_config: Any) -> None:
-    side = tower_config.image_size // tower_config.patch_size
-    pruner.check(tower_config.num_hidden_layers, side * side)
+def _padding_left(model: PrunedLlava) -> PrunedLlava:
+    """The model as its splice reads it, with padding in front: generation continues at the end."""
+    view = view_of(model)
+    view.config = copy.copy(model.config)
+    view.config.tokenizer_padding_side = "left"
+    return view
 
 
 def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:
@@ -350,7 +240,7 @@ def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:
     return _Sequences(sequence for row in rows for sequence in row)
 
 
-def _check_tower(tower: Any) -> int:
+def _depth(tower: Any) -> int:
     """Number of encoder layers LLaVA reads; refuses towers a pruner cannot work with."""
     if type(tower) is not CLIPVisionTower:
         raise ValueError(
@@ -369,49 +259,3 @@ def _check_tower(tower: Any) -> int:
             "(-1) or penultimate (-2) encoder layer"
         )
     return depth
-
-
-@torch.no_grad()
-def _encode(
-    tower: CLIPVisionTower, tiles: list[Tensor], depth: int, layers: tuple[int, ...]
-) -> tuple[Tensor, AttentionTap]:
-    pixels = torch.cat([image.to(device=tower.device, dtype=tower.dtype) for image in tiles])
-    hidden, tap = encode_tiles(tower.vision_tower, pixels, depth, layers)
-    for record in (tap.queries, tap.keys):  # a tower may be spread over devices
-        record.update({layer: part.to(hidden.device) for layer, part in record.items()})
-    return hidden.to(tiles[0].dtype), tap
-
-
-def _start_check(hidden: Tensor, tiles: list[int]) -> Callable[[], None]:
-    """A call that raises a ValueError naming the image unless the tower gave numbers for all.
-
-    From a GPU the answer is under way to the host when this returns; the call waits only if it
-    has not arrived.
-    """
-    sound, arrived = torch.isfinite(hidden).flatten(1).all(1), None
-    if sound.is_cuda:
-        sound = sound.to("cpu", non_blocking=True)
-        arrived = torch.cuda.current_stream(hidden.device).record_event()
-
-    def check() -> None:
-        if arrived is not None:
-            arrived.synchronize()
-        if False in (each := sound.tolist()):
-            image_of = [i for i, count in enumerate(tiles) for _ in range(count)]
-            raise ValueError(
-                f"image {image_of[each.index(False)]} gives NaN or infinity in the vision tower; "
-                "check its pixels, and the checkpoint's dtype"
-            )
-
-    return check
-
-
-@contextmanager
-def _left_padding(config: Any) -> Iterator[None]:
-    """Generation continues at the end of a row, so padding belongs in front of it."""
-    before = getattr(config, "tokenizer_padding_side", "right")
-    config.tokenizer_padding_side = "left"
-    try:
-        yield
-    finally:
-        config.tokenizer_padding_side = before

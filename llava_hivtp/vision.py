@@ -10,6 +10,9 @@ import math
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +99,11 @@ class KeptTokens:
 
 
 class AttentionTap:
-    """Record queries and keys of some encoder layers while the block is open.
+    """Records queries and keys of some encoder layers while `blocks` run.
 
-    Works on a `CLIPVisionModel` under eager, SDPA and FlashAttention alike, because it listens
-    to `q_proj` and `k_proj` and leaves the forward pass as it is. `queries` and `keys` stay
-    readable after the block; the hooks are gone, also after an exception.
+    `blocks` are the encoder's own layers; a tapped one is a view that listens to `q_proj` and
+    `k_proj`. The tower itself is only read, so taps of several threads do not see each other.
+    Works under eager, SDPA and FlashAttention alike: the forward pass is left as it is.
 
     Raises:
         TypeError: if `tower` is not a CLIP vision encoder.
@@ -108,27 +111,22 @@ class AttentionTap:
     """
 
     def __init__(self, tower: nn.Module, layers: Iterable[int]) -> None:
-        self.blocks = encoder_of(tower).layers
+        blocks = encoder_of(tower).layers
         self.layers = tuple(sorted(set(layers)))
-        check_layers(self.layers, len(self.blocks))
+        check_layers(self.layers, len(blocks))
         self.queries: dict[int, Tensor] = {}
         self.keys: dict[int, Tensor] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> AttentionTap:
+        self.blocks = list(blocks)
         for layer in self.layers:
-            attention = self.blocks[layer - 1].self_attn
-            for projection, record in (
-                (attention.q_proj, self.queries),
-                (attention.k_proj, self.keys),
-            ):
-                hook = _recorder(record, layer, attention.num_heads)
-                self._hooks.append(projection.register_forward_hook(hook))
-        return self
+            self.blocks[layer - 1] = self._tapped(blocks[layer - 1], layer)
 
-    def __exit__(self, *exception: object) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+    def _tapped(self, block: nn.Module, layer: int) -> nn.Module:
+        attention, projections = block.self_attn, {}
+        for name, record in (("q_proj", self.queries), ("k_proj", self.keys)):
+            projections[name] = view_of(getattr(attention, name))
+            hook = _recorder(record, layer, attention.num_heads)
+            projections[name].register_forward_hook(hook)
+        return view_of(block, self_attn=view_of(attention, **projections))
 
 
 def encode_tiles(
@@ -136,23 +134,45 @@ def encode_tiles(
 ) -> tuple[Tensor, AttentionTap]:
     """Run the encoder's first `depth` layers on (T, 3, H, W) pixels, tapping `layers`.
 
-    Returns the (T, 1 + N, D) output of layer `depth` and the tap. Layer `depth + 1` may be
-    tapped as well: only its norm and its query and key projections run.
+    Returns the (T, 1 + N, D) output of layer `depth`, equal to `hidden_states[depth]` to the bit,
+    and the tap. Layer `depth + 1` may be tapped as well: only its norm and its query and key
+    projections run.
     """
-    encoder = encoder_of(tower)
-    blocks = encoder.layers
-    with AttentionTap(tower, layers) as tap:
-        # Leaving the tail out equals `hidden_states[depth]` to the bit and saves its time.
-        encoder.layers = blocks[:depth]
-        try:
-            hidden = tower(pixels).last_hidden_state
-        finally:
-            encoder.layers = blocks
-        if depth + 1 in tap.layers:
-            normed = blocks[depth].layer_norm1(hidden)
-            blocks[depth].self_attn.q_proj(normed)
-            blocks[depth].self_attn.k_proj(normed)
+    tap = AttentionTap(tower, layers)
+    # Leaving the tail out saves its time. A norm behind the layers is none of what LLaVA reads.
+    encoder = view_of(encoder_of(tower), layers=nn.ModuleList(tap.blocks[:depth]))
+    core = {"encoder": encoder, "post_layernorm": nn.Identity()}
+    if hasattr(tower, "vision_model"):  # transformers 4 wraps it
+        core = {"vision_model": view_of(tower.vision_model, **core)}
+    hidden = view_of(tower, **core)(pixels).last_hidden_state
+    if depth + 1 in tap.layers:
+        block = tap.blocks[depth]
+        normed = block.layer_norm1(hidden)
+        block.self_attn.q_proj(normed)
+        block.self_attn.k_proj(normed)
     return hidden, tap
+
+
+def view_of(module: nn.Module, **children: nn.Module) -> nn.Module:
+    """A module with the same weights and hooks but other children and hooks of its own to come.
+
+    The module itself is only read.
+    """
+    view = module.__new__(type(module))
+    # accelerate gives an instance a forward of its own, bound to that instance.
+    view.__dict__.update({k: _bound_to(view, module, v) for k, v in vars(module).items()})
+    view.__dict__["_modules"] = module._modules | children
+    view.__dict__["_forward_hooks"] = module._forward_hooks.copy()
+    return view
+
+
+def _bound_to(view: nn.Module, module: nn.Module, value: Any) -> Any:
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, view)
+    if isinstance(value, partial) and any(given is module for given in value.args):
+        given = (view if one is module else one for one in value.args)
+        return partial(value.func, *given, **value.keywords)
+    return value
 
 
 def encoder_of(tower: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -161,29 +162,28 @@ class Towers:
 
 
 class _HookTimes:
-    """Seconds spent in the tap's hooks: between one of ours before and one after each of them."""
+    """Seconds spent in the tap's hooks.
+
+    They run behind the hooks that were there before, and ahead of the projection that comes next:
+    attention calls `q_proj`, `k_proj`, `v_proj` in this order.
+    """
 
     def __init__(self, tower: nn.Module, layers: tuple[int, ...], cpu_time: bool) -> None:
-        attention = [encoder_of(tower).layers[layer - 1].self_attn for layer in layers]
-        self._tower = tower
-        self._projections = [p for each in attention for p in (each.q_proj, each.k_proj)]
+        self._attention = [encoder_of(tower).layers[layer - 1].self_attn for layer in layers]
         self._now = time.process_time if cpu_time else time.perf_counter
         self._hooks = ExitStack()
         self.seconds = 0.0
 
     def __enter__(self) -> _HookTimes:
-        for projection in self._projections:
-            self._add(projection.register_forward_hook(lambda *_: self._count(-self._now())))
-        # Hooks run in the order they were registered, and the tap registers before the tower runs.
-        self._add(self._tower.register_forward_pre_hook(self._follow))
+        for attention in self._attention:
+            order = (attention.q_proj, attention.k_proj, attention.v_proj)
+            for tapped, following in pairwise(order):
+                self._add(following.register_forward_pre_hook(lambda *_: self._count(self._now())))
+                self._add(tapped.register_forward_hook(lambda *_: self._count(-self._now())))
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._hooks.close()
-
-    def _follow(self, *_: Any) -> None:
-        for projection in self._projections:
-            self._add(projection.register_forward_hook(lambda *_: self._count(self._now())))
 
     def _count(self, seconds: float) -> None:
         self.seconds += seconds

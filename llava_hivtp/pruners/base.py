@@ -64,8 +64,14 @@ class Pruner:
     calibrated: ClassVar[bool] = False
     seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
     # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
-    # returns tile by tile: then all tiles of a batch come in at once. Not inherited by subclasses.
+    # returns tile by tile: then all tiles of a batch come in at once.
     by_tile: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Every class says for itself whether it is `by_tile`: it may choose otherwise."""
+        super().__init_subclass__(**options)
+        if "by_tile" not in vars(cls):
+            cls.by_tile = False
 
     def __post_init__(self) -> None:
         self.validate()
@@ -172,10 +178,17 @@ class ScorePruner(Pruner):
 
 
 def check_budget(
-    pruner: Pruner, chosen: Sequence[KeptTokens], tiles: Sequence[int], n_patches: int
+    pruner: Pruner,
+    chosen: Sequence[KeptTokens],
+    tiles: Sequence[int],
+    n_patches: int,
+    first: int = 0,
 ) -> None:
-    """Raise a ValueError naming method and image if more tokens were chosen than `budget` says."""
-    for i, (kept, n_tiles) in enumerate(zip(chosen, tiles, strict=True)):
+    """Raise a ValueError naming method and image if more tokens were chosen than `budget` says.
+
+    Images count from `first`.
+    """
+    for i, (kept, n_tiles) in enumerate(zip(chosen, tiles, strict=True), first):
         most = pruner.budget(n_tiles, n_patches)
         if len(kept) > most:
             raise ValueError(

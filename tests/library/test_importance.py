@@ -7,7 +7,7 @@ from transformers import AutoModel, CLIPVisionConfig
 
 from llava_hivtp import importance
 from llava_hivtp.importance import cls_attention, received_attention
-from llava_hivtp.vision import AttentionTap, VisionFeatures
+from llava_hivtp.vision import VisionFeatures, encode_tiles
 
 LAYERS = (2, 3, 5)
 
@@ -59,8 +59,8 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def tapped(clip, pixels):
-    with torch.no_grad(), AttentionTap(clip, LAYERS) as tap:
-        hidden = clip(pixels).last_hidden_state
+    with torch.no_grad():
+        hidden, tap = encode_tiles(clip, pixels, 6, LAYERS)
     return VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_hivtp.importance import cls_attention, received_attention
-from llava_hivtp.vision import AttentionTap, VisionFeatures, encode_tiles, encoder_of
+from llava_hivtp.vision import AttentionTap, VisionFeatures, encode_tiles
 
 SHAPE = {
     "hidden_size": 32,
@@ -42,10 +44,6 @@ def pixels():
     return torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
 
 
-def hooks(tower):
-    return sum(len(module._forward_hooks) for module in tower.modules())
-
-
 @torch.no_grad()
 def test_tapped_attention_equals_the_maps(tower, pixels):
     full = tower(pixels, output_attentions=True, output_hidden_states=True)
@@ -69,23 +67,64 @@ def test_the_default_attention_is_tapped_as_well(tower, fast, pixels):
 
 
 @torch.no_grad()
-def test_the_tap_leaves_outputs_and_modules_alone(tower, pixels):
-    before, count = tower(pixels, output_hidden_states=True), hooks(tower)
-    with AttentionTap(tower, (2, 3)) as tap:
-        during = tower(pixels, output_hidden_states=True)
-        assert hooks(tower) == count + 4
-    assert hooks(tower) == count
-    assert torch.equal(before.last_hidden_state, during.last_hidden_state)
-    assert sorted(tap.queries) == sorted(tap.keys) == [2, 3]
-    assert tap.keys[2].shape == (3, 4, 17, 8)
-
-
-def test_hooks_and_layers_are_put_back_after_an_exception(tower):
-    count, layers = hooks(tower), encoder_of(tower).layers
+def test_the_tap_leaves_the_tower_alone(tower, pixels):
+    before, state = tower(pixels, output_hidden_states=True), snapshot(tower)
+    for depth in (5, 6):
+        hidden, tap = encode_tiles(tower, pixels, depth, layers=(2, 3, 6))
+        assert torch.equal(hidden, before.hidden_states[depth])
+        assert sorted(tap.queries) == sorted(tap.keys) == [2, 3, 6]
+        assert tap.keys[2].shape == (3, 4, 17, 8)
     with pytest.raises((ValueError, RuntimeError), match="size"):
         encode_tiles(tower, torch.zeros(1, 3, 70, 70), 5, layers=(2,))
-    assert hooks(tower) == count
-    assert encoder_of(tower).layers is layers
+    assert snapshot(tower) == state
+    assert torch.equal(before.last_hidden_state, tower(pixels).last_hidden_state)
+
+
+def snapshot(tower):
+    """Everything that a call could have changed in the tower's modules."""
+    return {
+        name: (
+            type(module),
+            len(module._forward_hooks),
+            tuple(module._modules.values()),
+            "forward" in vars(module),
+        )
+        for name, module in tower.named_modules()
+    }
+
+
+@torch.no_grad()
+def test_taps_of_several_threads_do_not_see_each_other(tower, pixels):
+    tapped = {
+        (layer,): encode_tiles(tower, pixels[:1] * layer, 5, (layer,)) for layer in range(1, 7)
+    }
+
+    @torch.no_grad()
+    def again(layers):
+        for _ in range(20):
+            hidden, tap = encode_tiles(tower, pixels[:1] * layers[0], 5, layers)
+            assert torch.equal(hidden, tapped[layers][0])
+            assert list(tap.queries) == list(layers)
+            assert torch.equal(tap.queries[layers[0]], tapped[layers][1].queries[layers[0]])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(again, tapped))
+
+
+@torch.no_grad()
+def test_a_forward_that_accelerate_replaced_is_tapped_as_well(tower, pixels):
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+    hidden, tap = encode_tiles(tower, pixels, 5, layers=(3,))
+    for module in tower.modules():
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    try:
+        again, same = encode_tiles(tower, pixels, 5, layers=(3,))
+    finally:
+        for module in tower.modules():
+            remove_hook_from_module(module)
+    assert torch.equal(hidden, again)
+    assert torch.equal(tap.keys[3], same.keys[3])
 
 
 @pytest.mark.parametrize("layers", [(0,), (7,), (2, -1)])

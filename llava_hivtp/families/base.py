@@ -1,0 +1,239 @@
+"""What all families of models share: choose the tokens of every image, project them, pack them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from llava_hivtp.anyres import LAYOUTS, PackedImage, inside
+from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.pruners.base import check_budget
+from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as a family hands it to its vision tower."""
+
+    pixels: Tensor  # (T, 3, H, W) tiles, or whatever the tower reads
+    n_tiles: int  # T
+    tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
+    frame: tuple[int, int] = (0, 0)  # (rows, columns) of sub-image patches that the layout shows
+    newline: bool = False  # row breaks are put in
+
+
+# A group of pictures and the features of all their tiles, one behind another.
+Encoded = Iterable[tuple[VisionFeatures, list[Picture]]]
+
+
+class Pruned(nn.Module):
+    """Mixin in front of a stock class: its image tokens pass through `pruner`.
+
+    `pruner` and `layout` may be changed at any time. A family gives `check_model`, `shape_of`,
+    `encode`, `project`, `pack`, and calls `prune` where its stock class reads the images.
+
+    Several threads may use one model: `generate` lets them in one after another, and `kept` is
+    each thread's own. Hold `lock` for what belongs together: `with model.lock: model.pruner = ...;
+    model.generate(...)`.
+    """
+
+    stock: ClassVar[type]  # the class that `detach` gives back
+    classes: ClassVar[dict[type, type[Pruned]]] = {}  # stock class -> the one that prunes it
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    layout = "unpad"
+    _pruner = Pruner()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Remember the class that prunes a stock class."""
+        super().__init_subclass__(**options)
+        if "stock" in vars(cls):
+            Pruned.classes.setdefault(cls.stock, cls)
+
+    @staticmethod
+    def check_model(model: Any) -> None:
+        """Raise a ValueError unless this model of the family can be pruned."""
+        raise NotImplementedError
+
+    @staticmethod
+    def shape_of(model: Any) -> tuple[int, int]:
+        """Encoder layers, and patches of a tile."""
+        raise NotImplementedError
+
+    def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
+        """Run the tower, tapping `layers`; `project`, `key` and `tile_grid` are filled in later."""
+        raise NotImplementedError
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """(..., D) to (..., D_lm)."""
+        raise NotImplementedError
+
+    def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
+        """Projected survivors (P, D_lm) in the stock class's reading order."""
+        raise NotImplementedError
+
+    @property
+    def pruner(self) -> Pruner:
+        """The method in use; assigning one checks that it fits the vision tower."""
+        return self._pruner
+
+    @pruner.setter
+    def pruner(self, pruner: Pruner | str) -> None:
+        self._pruner = fitting(pruner, self.shape_of(self))
+
+    @property
+    def kept(self) -> Sequence[PackedImage]:
+        """The images of this thread's last call: what was chosen, how many tokens it makes."""
+        return getattr(self._of_thread, "kept", ())
+
+    @kept.setter
+    def kept(self, images: Sequence[PackedImage]) -> None:
+        self._of_thread.kept = images
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The model's own lock; `generate` holds it, too."""
+        return vars(self).setdefault("_lock", threading.RLock())
+
+    @property
+    def _of_thread(self) -> threading.local:
+        return vars(self).setdefault("_local", threading.local())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy and a pickle begin without the lock and the last calls."""
+        return {name: own for name, own in vars(self).items() if name not in ("_lock", "_local")}
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class, one call at a time: caches and such are the model's."""
+        with self.lock:
+            return super().generate(*args, **kwargs)
+
+    def prune(self, pictures: list[Picture]) -> tuple[list[PackedImage], Callable[[], None]]:
+        """Choose, project and pack the tokens of every image, and fill `kept`.
+
+        And a call that raises a ValueError naming the image if the tower did not give numbers.
+
+        Raises:
+            ValueError: if the method keeps more of an image than its budget.
+            TypeError: if it returns anything but row-aligned `KeptTokens`.
+        """
+        chosen, checks = self._choose(pictures)
+        projected = self.project(torch.cat([kept.tokens for kept in chosen]))
+        projected = projected.split([len(kept) for kept in chosen])
+        packed = [self.pack(*image) for image in zip(projected, chosen, pictures, strict=True)]
+        # Without the graph, which could not be copied and would outlive the training step.
+        self.kept = [replace(image, tokens=image.tokens.detach()) for image in packed]
+
+        def check() -> None:
+            for one in checks:
+                one()
+
+        return packed, check
+
+    def _choose(self, pictures: list[Picture]) -> tuple[list[KeptTokens], list[Callable[[], None]]]:
+        pruner, chosen, checks = self._pruner, [], []
+        pruner.check(*self.shape_of(self))  # again: its fields may have been changed since
+        for every, group in self.encode(pictures, pruner.layers):
+            every = replace(every, project=self.project)
+            counts = [picture.n_tiles for picture in group]
+            checks.append(_start_check(every, counts, len(chosen)))
+            try:
+                each = _select(pruner, every, group, self.layout == "inside")
+                check_budget(pruner, each, counts, every.n_patches, len(chosen))
+                chosen += each
+            except Exception:
+                checks[-1]()  # NaN may have made the method fail: then name the image
+                raise
+        return chosen, checks
+
+
+def fitting(pruner: Pruner | str, shape: tuple[int, int]) -> Pruner:
+    """The method, built if it is a name, after checking that it fits (layers, patches)."""
+    pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
+    check_pruner(pruner)
+    pruner.check(*shape)
+    return pruner
+
+
+def check_pruner(pruner: Any) -> None:
+    """Raise a TypeError unless it is a method."""
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"a Pruner or its name is needed, got {pruner!r}; 'none' keeps everything")
+
+
+def check_layout(layout: str, layouts: tuple[str, ...] = LAYOUTS) -> None:
+    """Raise a ValueError unless the layout is known."""
+    if layout not in layouts:
+        raise ValueError(f"layout must be one of {layouts}, got {layout!r}")
+
+
+def _select(
+    pruner: Pruner, every: VisionFeatures, group: list[Picture], by_frame: bool
+) -> list[KeptTokens]:
+    """What the method keeps of each picture of a group; `by_frame`, of what its frame shows."""
+    counts = [picture.n_tiles for picture in group]
+    by_frame = by_frame and any(any(picture.tile_grid) for picture in group)
+    if pruner.by_tile and not by_frame:
+        return _aligned(pruner, pruner.select(every), every).split(counts)
+    chosen = []
+    for part, picture in zip(every.split(counts), group, strict=True):
+        key = pixel_digest(picture.pixels) if pruner.seeded else 0
+        part = replace(part, key=key, tile_grid=picture.tile_grid)
+        if by_frame and any(picture.tile_grid):
+            shown = inside(part.n, picture.tile_grid, picture.frame)
+            kept = pruner.select_inside(part, shown)
+        else:
+            kept = pruner.select(part)
+        chosen.append(_aligned(pruner, kept, part))
+    return chosen
+
+
+def _aligned(pruner: Pruner, kept: KeptTokens, features: VisionFeatures) -> KeptTokens:
+    """The survivors, if they are (P, D) tokens with a tile and a patch each."""
+    name = type(pruner).__name__
+    if not isinstance(kept, KeptTokens):
+        raise TypeError(f"{name}.select must return KeptTokens, got {type(kept).__name__}")
+    tokens, places = kept.tokens, (kept.tile, kept.patch)
+    width = features.tokens.shape[-1]
+    if (
+        tokens.ndim != 2
+        or tokens.shape[1] != width
+        or any(place.shape != tokens.shape[:1] for place in places)
+        or any(place.is_floating_point() or place.dtype == torch.bool for place in places)
+    ):
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (tokens, *places))
+        raise TypeError(
+            f"{name}.select must return tokens (P, {width}) and whole numbers tile (P,) and "
+            f"patch (P,), got {shapes}"
+        )
+    return kept
+
+
+def _start_check(features: VisionFeatures, tiles: list[int], first: int) -> Callable[[], None]:
+    """A call that raises a ValueError naming the image unless the tower gave numbers for all.
+
+    From a GPU the answer is under way to the host when this returns; the call waits only if it
+    has not arrived.
+    """
+    sound, arrived = torch.isfinite(features.tokens).flatten(1).all(1), None
+    sound = sound & torch.isfinite(features.cls).all(1)
+    if sound.is_cuda:
+        stream = torch.cuda.current_stream(sound.device)
+        sound = sound.to("cpu", non_blocking=True)
+        arrived = stream.record_event()
+
+    def check() -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        if False in (each := sound.tolist()):
+            image_of = [i for i, count in enumerate(tiles, first) for _ in range(count)]
+            raise ValueError(
+                f"image {image_of[each.index(False)]} gives NaN or infinity in the vision tower; "
+                "check its pixels, and the checkpoint's dtype"
+            )
+
+    return check
