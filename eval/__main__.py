@@ -9,6 +9,7 @@ from eval.verbs.explore import explore
 from eval.verbs.figures import figures
 from eval.verbs.methods import methods
 from eval.verbs.prefetch import prefetch
+from eval.verbs.preparation import preparation
 from eval.verbs.run import run
 from eval.verbs.status import status
 from eval.verbs.table import table
@@ -17,7 +18,7 @@ from eval.verbs.tap import tap
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 for verb in (
     *(run, prefetch, doctor, table, claims, status),
-    *(efficiency, figures, explore, methods, tap),
+    *(efficiency, preparation, tap, methods, figures, explore),
 ):
     app.command()(verb)
 

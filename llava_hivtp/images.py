@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from llava.mm_utils import process_images
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
+
+from llava_hivtp.pixels import pixel_values
 
 _LEAST = 4  # pixels; below, processors take a side for the colour channels
 
@@ -49,7 +50,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Greyscale of more than 8 bits is scaled, not clipped: 16-bit values, 32-bit integers beyond
     255, and floats up to 1.
     """
-    image = ImageOps.exif_transpose(image)
+    if _is_ready(image):
+        return image
+    image = ImageOps.exif_transpose(image)  # a copy, even where nothing turns
     if image.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(image, np.float64))
         if image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255):
@@ -57,7 +60,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         elif image.mode == "F" and values.max() <= 1:
             values = values * 255
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_ready(image: Image.Image) -> bool:
+    """Whether an image lies in memory, upright, as RGB: then a copy would be time lost."""
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return type(image) is Image.Image and image.mode == "RGB" and upright
 
 
 def prepare_images(
@@ -69,7 +78,7 @@ def prepare_images(
     them to the model as they are: it casts them itself.
     """
     images = [_at_least(to_rgb(image)) for image in images]
-    return process_images(images, image_processor, config), [image.size for image in images]
+    return pixel_values(images, image_processor, config), [image.size for image in images]
 
 
 def _at_least(image: Image.Image) -> Image.Image:

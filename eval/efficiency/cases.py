@@ -44,15 +44,6 @@ def table_cases(rows: Iterable[Row], layouts: Sequence[str]) -> list[Case]:
     ]
 
 
-def spelled_pruner(spelled: str) -> Pruner:
-    """A method as a command line spells it: `hivtp:r=2,k=14,c=3`."""
-    name, _, arguments = spelled.rpartition(":")
-    if "=" not in arguments:  # `hivtp`, or `package.module:Class`
-        name, arguments = spelled, ""
-    pairs = [pair.partition("=")[::2] for pair in arguments.split(",") if pair]
-    return build_pruner(name, **dict(pairs))
-
-
 def spelled_cases(
     pruners: Mapping[str, Pruner], layouts: Sequence[str], n_patches: int
 ) -> list[Case]:

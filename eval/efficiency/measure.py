@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import torch
 
 from eval import machine
-from eval.efficiency.cases import bases, spelled_cases, spelled_pruner, table_cases
+from eval.efficiency.cases import bases, spelled_cases, table_cases
 from eval.efficiency.files import Files
 from eval.efficiency.settings import Settings
 from eval.efficiency.timed_model import TimedModel
 from eval.plan.table import load_table, select_rows
+from llava_hivtp.pruners import read_pruner
 
 
 def measure(settings: Settings) -> Iterator[str]:
@@ -24,7 +25,7 @@ def measure(settings: Settings) -> Iterator[str]:
     table = load_table(settings.table) if settings.table else None
     chosen = select_rows(table, settings.rows) if table else ()
     cases = bases(settings.layouts) + table_cases(chosen, settings.layouts)
-    pruners = {spelled: spelled_pruner(spelled) for spelled in settings.methods}
+    pruners = {spelled: read_pruner(spelled) for spelled in settings.methods}
     made = TimedModel.build(settings)
     cases += spelled_cases(pruners, settings.layouts, made.patches)
     files = Files(settings.out, settings.new_tokens, _columns(made), table)
