@@ -600,3 +600,32 @@ def test_both_towers_of_the_tap_benchmark_are_one():
     )
     shared = zip(made.stock.parameters(), made.eager.parameters(), strict=True)
     assert all(ours.data_ptr() == theirs.data_ptr() for ours, theirs in shared)
+
+
+def test_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    from eval.__main__ import app
+    from eval.efficiency import preparation
+
+    measured, measure = [], preparation._measure
+
+    def counted(mode, size, rounds):
+        measured.append((mode, size))
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(mode, size, rounds)
+
+    monkeypatch.setattr(preparation, "SIZES", ((60, 40), (50, 70)))
+    monkeypatch.setattr(preparation, "SIDE", 28)
+    monkeypatch.setattr(preparation, "_measure", counted)
+    words = ["preparation", "--rounds", "2", "--out", str(tmp_path / "p")]
+    CliRunner().invoke(app, words)
+    assert len(measured) == 2
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert measured.count(("pad", (60, 40))) == 1
+    assert len(measured) == 7
+    assert (tmp_path / "p.md").read_text() == done.output
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["mode"], row["image"]) for row in rows} == {
+        (mode, size) for mode in ("pad", "anyres", "crop") for size in ("60x40", "50x70")
+    }
