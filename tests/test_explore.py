@@ -25,8 +25,8 @@ from eval.explorer.shared import (
     examples,
     open_bounded,
 )
+from eval.nano import EMBEDDED
 from llava_hivtp import PRUNERS, load
-from llava_hivtp.cli import EMBEDDED
 
 CHROMIUM = shutil.which("chromium")
 # Its own services would reach for the network.

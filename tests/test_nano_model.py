@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.nano import fit
-from eval.nano.checkpoint import CHECKPOINTS, digest
+from eval.nano import CHECKPOINTS, fit
+from eval.nano.checkpoint import digest
 from eval.nano.draw import LARGE, draw
 from eval.nano.language import draw_kind, make_album, pack, predict, questions_about, show_all
 from eval.nano.tower import (

@@ -94,8 +94,9 @@ def draw_comparisons(compared: Sequence[Comparison]) -> Picture:
 def draw_methods(image: Image.Image, looks: Mapping[str, Look]) -> Picture:
     """One image, every method's kept tokens."""
     ratios = [_aspect(sheet) for sheet in next(iter(looks.values())).sheets]
-    per = 7 if len(ratios) == 1 else 3 if sum(ratios) < 4 else 2  # methods side by side
-    lines = math.ceil((1 + len(looks)) / per)
+    most = 8 if len(ratios) == 1 else 3 if sum(ratios) < 4 else 2  # methods side by side
+    lines = math.ceil((1 + len(looks)) / most)
+    per = math.ceil((1 + len(looks)) / lines)
     height = 12 / per / sum(ratios) + 0.65
     figure = Picture(figsize=(12, lines * height + 0.3), dpi=DPI, layout="constrained")
     # One flat grid: margins of nested grids do not reach the rows around them.

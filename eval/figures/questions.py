@@ -12,10 +12,10 @@ from PIL import Image
 from eval import ROOT
 from eval.benchmarks import data
 from eval.benchmarks.records import BENCHMARKS
+from eval.nano import CHECKPOINTS
 
 SHORT = "Answer the question using a single word or phrase."  # as LLaVA is asked in benchmarks
 TASKS = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.stands_alone)
-CHECKPOINTS = ROOT / "eval/nano/checkpoints"  # of the models that come with the project
 
 
 @dataclass(frozen=True)

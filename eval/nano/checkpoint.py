@@ -13,7 +13,6 @@ from eval.nano.draw import PINPOINTS, SIDE
 from eval.nano.text import build_tokenizer
 from eval.nano.tower import MEAN, STD
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _TOWER = "tower"  # `load` looks for a relative tower inside the checkpoint's folder
 
 

@@ -28,8 +28,8 @@ def explore(
             f"the page needs gradio ({error}): pip install 'llava_hivtp[demo]'"
         ) from error
     from eval.explorer.shared import SharedModel
+    from eval.nano import EMBEDDED
     from llava_hivtp import load
-    from llava_hivtp.cli import EMBEDDED
 
     llava, tokenizer, _, _ = load(model or EMBEDDED)
     title = Path(model).name if model else "The embedded model"

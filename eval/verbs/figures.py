@@ -42,8 +42,8 @@ def figures(
         return make_pareto(table, results, model, out)
     from eval.figures.make import Methods, make_figures, make_flips
     from eval.figures.questions import ImageQuestion, benchmark_questions, data_of
+    from eval.nano import EMBEDDED
     from llava_hivtp import load
-    from llava_hivtp.cli import EMBEDDED
     from llava_hivtp.images import open_image
 
     methods = Methods(block, method or ())
