@@ -10,8 +10,8 @@ from PIL import Image
 
 from eval.figures.draw import draw_kept, outline, paint
 from eval.figures.look import CROPPED, DROPPED, GLOBAL, KEPT, LOCAL, chosen, cropped_to, look
-from eval.figures.picture import BLUE, GREEN, RED, Picture
 from eval.figures.square import Square, widest_square
+from eval.report.picture import BLUE, GREEN, RED, Picture
 from llava_hivtp import PRUNERS, build_pruner, load
 from llava_hivtp.pruners import for_depth
 

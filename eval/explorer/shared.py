@@ -16,8 +16,8 @@ from eval.clock import Spread, interleave, ratios
 from eval.figures.draw import draw_kept
 from eval.figures.look import cropped_to, look
 from eval.figures.panels import draw_heat
-from eval.figures.picture import Picture
 from eval.nano.draw import draw, draw_large
+from eval.report.picture import Picture
 from llava_hivtp.answer import Answer, answer
 from llava_hivtp.conversation import unknown_words
 from llava_hivtp.images import open_image

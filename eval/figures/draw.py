@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from eval.figures.look import CROPPED, DROPPED, KEPT, Look, Sheet, chosen, look
-from eval.figures.picture import BLUE, DPI, GREEN, RED, YELLOW, Picture
 from eval.figures.square import Square, widest_square
+from eval.report.picture import BLUE, DPI, GREEN, RED, YELLOW, Picture
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.vision import KeptTokens
 

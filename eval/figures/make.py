@@ -14,10 +14,10 @@ from tqdm import tqdm
 from eval.figures.flips import WITH, WITHOUT, answer_all, find_flips
 from eval.figures.look import cropped_to, look
 from eval.figures.panels import draw_comparisons, draw_heat, draw_methods
-from eval.figures.picture import Picture, save
 from eval.figures.questions import ImageQuestion
 from eval.figures.schematic import draw_schematic
 from eval.plan.names import display_name
+from eval.report.picture import Picture, save
 from eval.results.store import write_json_atomic
 from llava_hivtp.pruners import PRUNERS, Pruner, build_pruner, find_pruner, for_depth, read_pruner
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from eval.figures.draw import add_key, add_legend, show, show_kept
 from eval.figures.look import Look, Sheet
-from eval.figures.picture import DPI, GREEN, Picture
 from eval.figures.questions import ImageQuestion
+from eval.report.picture import DPI, GREEN, Picture
 from llava_hivtp.answer import Answer
 
 HEAT = "cividis"  # one scale of lightness, the same for colour-blind eyes

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from eval.figures.draw import add_marks, paint
 from eval.figures.look import DROPPED, GLOBAL, LOCAL
-from eval.figures.picture import DPI, GREEN, RED, Picture
+from eval.report.picture import DPI, GREEN, RED, Picture
 from llava_hivtp.pruners import HIVTP
 
 N, R, K, C = 12, 2, 25, 2  # a 12 x 12 grid under the settings of the paper's 50 % row

@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from eval.benchmarks.records import BENCHMARKS
-from eval.figures.picture import DPI, Picture, save
 from eval.plan.names import display_name
 from eval.plan.table import load_table
+from eval.report.picture import DPI, Picture, save
 from eval.results.collect import Collected, Measured, collect
 
 COSTS = {"tokens": "kept patch tokens", "ttft_ms": "time to first token (ms)"}
