@@ -86,7 +86,7 @@ def _refcoco(split: str, expressions: int) -> Benchmark:
         title=f"RefCOCO {split}",
         metric="refcoco_ACC@0.5,none",
         scale=100,
-        measures="boxes, IoU at least 0.5",
+        measures="boxes at IoU 0.5",
         data=(Part("lmms-lab-encoder/RefCOCO", split, documents=expressions),),
         gold=lambda doc: f"[{', '.join(f'{side:.4f}' for side in doc['bbox'])}]",
         # COCO_train2014_000000581857_16.jpg: the object's number follows the image's
