@@ -1,9 +1,10 @@
-"""One question about one image, answered and timed."""
+"""Questions about images, answered: prompt, generation, counts and times, in one place."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,24 +12,181 @@ import torch
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
 from PIL import Image
+from transformers import LogitsProcessorList
 
-from llava_hivtp.anyres import PackedImage
 from llava_hivtp.conversation import build_prompt, template_name
 from llava_hivtp.images import open_image, prepare_images
+from llava_hivtp.limits import Limits
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question about images."""
+
+    question: str  # marks <image> where it places its images; otherwise they are put in front
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `generate`, and `until`
+    images: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, how long it took, and what it saw of the image."""
+    """What the model said, what it saw of the images, and how long it took if that was asked.
+
+    Times are seconds on the host. The clock starts when pixels and prompt are prepared.
+    """
 
     text: str
-    ttft: float  # seconds from the decoded image to the first token on the host
-    seconds: float  # for the whole answer
-    generated: int  # tokens
-    image: PackedImage
+    generated: int  # tokens, the end mark included
+    patches: int = 0  # patch, merged and CLS tokens of the images in the language model
+    newlines: int = 0
+    total: int = 0  # patch tokens had nothing been pruned
+    preparation: float | None = field(default=None, compare=False)  # before the clock starts
+    ttft: float | None = field(default=None, compare=False)  # to the first token on the host
+    seconds: float | None = field(default=None, compare=False)  # to the whole answer
 
 
-class FirstToken:
+def answer(
+    model: Any,
+    tokenizer: Any,
+    image: Image.Image | str | Path | IO[bytes],
+    question: str,
+    *,
+    template: str | None = None,
+    max_new_tokens: int = 64,
+    limits: Limits = Limits(),
+) -> Answer:
+    """Answer greedily under `model.pruner`, in the conversation the checkpoint was trained on.
+
+    Args:
+        model: a LLaVA with a pruner attached, as `load` gives it.
+        tokenizer: as `load` gives it.
+        image: a file, or an image already open.
+        question: without the image mark; it is put in front.
+        template: one of LLaVA's conversation templates; default by the checkpoint's name.
+        max_new_tokens: the longest answer.
+        limits: how large and how thin an image may be.
+
+    Raises:
+        TypeError, ValueError: for a question, image or setting that is none, and as `answer_batch`.
+    """
+    if not isinstance(question, str):
+        raise TypeError(f"a question is text, got {question!r}")
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number from 1, got {max_new_tokens!r}")
+    image = image if isinstance(image, Image.Image) else open_image(image, limits)
+    name = template_name(model.config._name_or_path, model.config, template)
+    request = Request(question, {"max_new_tokens": max_new_tokens}, (image,))
+    (found,) = answer_batch(model, tokenizer, [request], name, timed=True, limits=limits)
+    return replace(found, text=found.text.strip())
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    template: str,
+    *,
+    timed: bool = False,
+    limits: Limits = Limits(),
+) -> list[Answer]:
+    """Answer requests as one batch, greedily unless their options say otherwise.
+
+    The highest logit of every token generated must be a number: NaN or infinity in projector or
+    language model raises. On a GPU that is looked at once, when the answers are there.
+
+    Args:
+        model: a LLaVA with a pruner attached.
+        tokenizer: as `load` gives it.
+        requests: of equal options; all of them with images or none.
+        template: one of LLaVA's conversation templates.
+        timed: note the times, those of the batch. Not with beams.
+        limits: how large and how thin an image may be.
+
+    Raises:
+        ValueError: if options differ, a question places another number of images than it has, an
+            image is not fit, or the model does not give numbers.
+    """
+    if any(request.options != requests[0].options for request in requests):
+        raise ValueError("a batch shares its options; these requests differ in theirs")
+    options = {"do_sample": False, **requests[0].options}
+    until = options.pop("until", None) or []
+    until = [until] if isinstance(until, str) else list(until)
+    begun = time.perf_counter()
+    images = [image for request in requests for image in request.images]
+    pixels, sizes = None, None
+    if images:
+        processor = model.get_vision_tower().image_processor
+        pixels, sizes = prepare_images(images, processor, model.config, limits)
+    ids, mask = _prompt_ids(tokenizer, requests, template)
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    clock, sound, start = _FirstToken(), _Sound(), time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=mask,
+        pad_token_id=_pad(tokenizer),
+        images=pixels,
+        image_sizes=sizes,
+        stopping_criteria=[_Stop(tokenizer, until)] if until else None,
+        logits_processor=LogitsProcessorList([sound]),
+        streamer=clock if timed else None,
+        **options,
+    )
+    rows = output.tolist()
+    seconds = time.perf_counter() - start
+    sound.check(requests)
+    times = (start - begun, clock.seconds - start, seconds) if timed else ()
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    counts = _image_tokens(model, [len(request.images) for request in requests])
+    return [
+        Answer(_cut(text, until), _length(tokenizer, row), *count, *times)
+        for text, row, count in zip(texts, rows, counts, strict=True)
+    ]
+
+
+def _prompt_ids(
+    tokenizer: Any, requests: Sequence[Request], template: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts padded on the left, (B, L), and where they are."""
+    prompts = [build_prompt(template, r.question, len(r.images)) for r in requests]
+    rows = [tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX) for prompt in prompts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[_pad(tokenizer)] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
+    return ids, mask
+
+
+def _pad(tokenizer: Any) -> int:
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
+def _length(tokenizer: Any, row: list[int]) -> int:
+    """Tokens generated: up to the end mark, or to the padding behind a stop string."""
+    # transformers 4 puts the mark of a beginning in front of what it generated.
+    row = row[1:] if row and row[0] == tokenizer.bos_token_id else row
+    if tokenizer.eos_token_id in row:
+        return row.index(tokenizer.eos_token_id) + 1
+    while row and row[-1] == _pad(tokenizer):
+        row = row[:-1]
+    return len(row)
+
+
+def _image_tokens(model: Any, images: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(patches, newlines, total) of each request, which has so many images."""
+    kept = iter(model.kept if any(images) else ())
+    for count in images:
+        own = [next(kept) for _ in range(count)]
+        yield tuple(sum(getattr(i, n) for i in own) for n in ("patches", "newlines", "total"))
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for string in until:
+        text = text.partition(string)[0]
+    return text
+
+
+class _FirstToken:
     """A streamer that notes when the first generated token has reached the host."""
 
     def __init__(self) -> None:
@@ -44,43 +202,37 @@ class FirstToken:
         """Called by `generate` at the end."""
 
 
-def answer(
-    model: Any,
-    tokenizer: Any,
-    image: Image.Image | str | Path | IO[bytes],
-    question: str,
-    *,
-    template: str | None = None,
-    max_new_tokens: int = 64,
-) -> Answer:
-    """Answer greedily under `model.pruner`, in the conversation the checkpoint was trained on.
+class _Sound:
+    """A logits processor that changes nothing and notes rows whose highest logit is no number."""
 
-    Args:
-        model: a LLaVA with a pruner attached, as `load` gives it.
-        tokenizer: as `load` gives it.
-        image: a file, or an image already open.
-        question: without the image mark; it is put in front.
-        template: one of LLaVA's conversation templates; default by the checkpoint's name.
-        max_new_tokens: the longest answer.
-    """
-    image = image if isinstance(image, Image.Image) else open_image(image)
-    name = template_name(model.config._name_or_path, model.config, template)
-    prompt = build_prompt(name, question, images=1)
-    ids = tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
-    processor, first = model.get_vision_tower().image_processor, FirstToken()
-    start = time.perf_counter()
-    pixels, sizes = prepare_images([image], processor, model.config)
-    output = model.generate(
-        ids[None].to(model.device),
-        images=pixels,
-        image_sizes=sizes,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        streamer=first,
-    )
-    seconds = time.perf_counter() - start
-    text = tokenizer.decode(output[0], skip_special_tokens=True).strip()
-    # transformers 4 puts the mark of a beginning in front of what it generated.
-    generated = output.shape[1] - int(output[0, 0] == tokenizer.bos_token_id)
-    return Answer(text, first.seconds - start, seconds, generated, model.kept[0])
+    def __init__(self) -> None:
+        self.broken: torch.Tensor | None = None  # (B * beams,) bool, on the device
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Called by `generate` with the logits of every step; NaN and infinity show in the max."""
+        broken = ~torch.isfinite(scores.amax(-1))
+        self.broken = broken if self.broken is None else self.broken | broken
+        return scores
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise a ValueError naming the first question without numbers."""
+        found = [] if self.broken is None else self.broken.tolist()
+        if True in found:
+            i = found.index(True) * len(requests) // len(found)
+            raise ValueError(
+                f"the language model gives NaN or infinity for question {i} of {len(requests)} "
+                f"({requests[i].question!r:.60}): check the checkpoint's weights and the dtype"
+            )
+
+
+class _Stop:
+    """Stop a row once one of its strings is there."""
+
+    def __init__(self, tokenizer: Any, strings: list[str]) -> None:
+        self.tokenizer, self.strings = tokenizer, strings
+        self.window = max(len(string.encode()) for string in strings) + 1  # a byte at least each
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        ends = self.tokenizer.batch_decode(ids[:, -self.window :], skip_special_tokens=True)
+        done = [any(string in end for string in self.strings) for end in ends]
+        return torch.tensor(done, device=ids.device)

@@ -8,27 +8,19 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
+
+from llava_hivtp.anyres import LAYOUTS
+from llava_hivtp.limits import Limits
+from llava_hivtp.pruners import Pruner, build_pruner, for_depth, read_arguments
 
 if TYPE_CHECKING:
     from llava_hivtp.answer import Answer
 
-EMBEDDED = Path(__file__).parents[1] / "eval" / "nano" / "checkpoints" / "nodrop"
-# The embedded model has 12 encoder layers where the papers had 24.
-EMBEDDED_LAYERS = {
-    "hivtp": "4+5",
-    "fopru": "11",
-    "visionzip": "11",
-    "vispruner": "11",
-    "hired": "1+11",
-    "prumerge": "12",
-    "prumerge_plus": "12",
-    "hiprune": "5+11",
-    "scope": "11",
-    "holov": "11",
-}
+SETTINGS = "llava_hivtp.toml"  # names a folder's default model
+_TIMED = 3  # requests behind a time
 _WRAP = 40  # characters of a column
-_SHORT = "\nAnswer the question using a single word or phrase."  # as its data sets ask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,47 +46,71 @@ def _parser() -> argparse.ArgumentParser:
         "--pruner-args", default="", metavar="K=V,...", help="such as r=2,k=25,c=2,layers=7+8+9+10"
     )
     answer.add_argument(
-        "--model", help="folder or hub id; the small embedded model by default, in a checkout"
+        "--model", help=f"folder or hub id (default: the one that {SETTINGS} names)"
     )
-    answer.add_argument("--layout", default="unpad", help="AnyRes layout: unpad or mosaic")
+    answer.add_argument(
+        "--suffix", help="text behind a question of one line, such as how to answer"
+    )
+    answer.add_argument("--layout", default="unpad", help=f"AnyRes layout: {', '.join(LAYOUTS)}")
     answer.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    limits = Limits()
+    answer.add_argument(
+        "--max-side", type=int, default=limits.side, metavar="PIXELS", help="default: %(default)s"
+    )
+    answer.add_argument(
+        "--max-aspect", type=float, default=limits.aspect, metavar="A", help="default: %(default)s"
+    )
     return parser
 
 
-def _answer_twice(options: argparse.Namespace) -> dict[str, Answer]:
-    """Answer without pruning, then with it, by title."""
+def _answer_twice(options: argparse.Namespace) -> dict[str, tuple[Answer, list[float]]]:
+    """Answer without pruning, then with it: by title, the answer and times to the first token."""
     _hush()
     from llava_hivtp.answer import answer
     from llava_hivtp.conversation import unknown_words
     from llava_hivtp.images import open_image
     from llava_hivtp.loading import load
-    from llava_hivtp.pruners import build_pruner
 
-    embedded = options.model is None
-    if embedded and not EMBEDDED.is_dir():
-        raise FileNotFoundError(
-            "the embedded model lies in a checkout of the project only; name one with --model, "
-            "such as --model liuhaotian/llava-v1.5-7b"
-        )
-    settings = _settings(options.pruner_args)
-    question = options.question
-    if embedded:
-        if options.pruner in EMBEDDED_LAYERS:
-            settings = {"layers": EMBEDDED_LAYERS[options.pruner]} | settings
-        question += "" if "\n" in question else _SHORT
-    image = open_image(options.image)
-    pruner = build_pruner(options.pruner, **settings)
-    model, tokenizer, *_ = load(options.model or EMBEDDED, layout=options.layout)
+    model_path, suffix = _model(options)
+    limits = Limits(options.max_side, options.max_aspect)
+    pruner = build_pruner(options.pruner, **read_arguments(options.pruner_args))
+    image = open_image(options.image, limits)
+    model, tokenizer, *_ = load(model_path, layout=options.layout)
+    pruner = for_depth(pruner, model.get_vision_tower().config.num_hidden_layers)
+    model.pruner = pruner  # before the first answer: it may not fit
     if lost := unknown_words(tokenizer, options.question):
         print(f"warning: the model has no token for {', '.join(lost)}", file=sys.stderr)
-    answers = {}
-    for method, title in ((build_pruner("none"), "full"), (pruner, options.pruner)):
+
+    def once(method: Pruner, tokens: int) -> Answer:
         model.pruner = method
-        for _ in range(2):  # the first one warms up
-            answers[title] = answer(
-                model, tokenizer, image, question, max_new_tokens=options.max_new_tokens
-            )
-    return answers
+        question = options.question + ("" if "\n" in options.question else suffix)
+        return answer(model, tokenizer, image, question, max_new_tokens=tokens, limits=limits)
+
+    methods = {"full": Pruner(), options.pruner: pruner}
+    found = {title: once(method, options.max_new_tokens) for title, method in methods.items()}
+    rounds = [[once(method, 1).ttft for method in methods.values()] for _ in range(_TIMED)]
+    times = map(list, zip(*rounds, strict=True))
+    return {title: (found[title], own) for title, own in zip(methods, times, strict=True)}
+
+
+def _model(options: argparse.Namespace) -> tuple[str | Path, str]:
+    """The model and what goes behind the question: as asked, or as SETTINGS here or above says."""
+    if options.model is not None:
+        return options.model, options.suffix or ""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / SETTINGS).is_file():
+            import tomllib
+
+            settings = tomllib.loads((folder / SETTINGS).read_text()).get("answer", {})
+            if not isinstance(settings.get("model"), str):
+                raise ValueError(f"{folder / SETTINGS} names no model under [answer]")
+            suffix = settings.get("suffix", "") if options.suffix is None else options.suffix
+            local = folder / settings["model"]
+            return local if local.is_dir() else settings["model"], suffix
+    raise FileNotFoundError(
+        "no model: name one with --model, such as --model liuhaotian/llava-v1.5-7b, "
+        f"or in a {SETTINGS} here or above"
+    )
 
 
 def _hush() -> None:
@@ -105,19 +121,13 @@ def _hush() -> None:
     logging.disable_progress_bar()
 
 
-def _settings(text: str) -> dict[str, str]:
-    """`r=2,k=25` as a mapping; `build_pruner` reads the values."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if not all(equals and value for _, equals, value in pairs):
-        raise ValueError(f"--pruner-args takes key=value,key=value, got {text!r}")
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _side_by_side(answers: Mapping[str, Answer]) -> str:
-    columns = [_column(["", "answer", "image tokens", "first token"])]
-    for title, found in answers.items():
-        tokens = f"{found.image.patches} of {found.image.total}"
-        columns.append(_column([title, found.text, tokens, f"{1000 * found.ttft:.0f} ms"]))
+def _side_by_side(answers: Mapping[str, tuple[Answer, list[float]]]) -> str:
+    columns = [_column(["", "answer", "image tokens", "first token", f"of {_TIMED} requests"])]
+    for title, (found, times) in answers.items():
+        tokens = f"{found.patches} of {found.total}"
+        least, middle, most = (1000 * time for time in (min(times), median(times), max(times)))
+        spread = f"{least:.0f} to {most:.0f} ms"
+        columns.append(_column([title, found.text, tokens, f"{middle:.0f} ms", spread]))
     lines = []
     for cells in zip(*columns, strict=True):
         for parts in itertools.zip_longest(*cells, fillvalue=""):

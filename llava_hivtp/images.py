@@ -11,25 +11,42 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 
+from llava_hivtp.inputs import check_aspect
+from llava_hivtp.limits import LEAST, Limits
 from llava_hivtp.pixels import pixel_values
 
-_LEAST = 4  # pixels; below, processors take a side for the colour channels
 
-
-def open_image(source: str | Path | IO[bytes]) -> Image.Image:
+def open_image(source: str | Path | IO[bytes], limits: Limits = Limits()) -> Image.Image:
     """Open an image file as RGB, upright; any mode PIL reads.
 
     Raises:
-        ValueError: if the file is no image or is cut off, naming it.
+        TypeError: if the source is neither a path nor an open file.
+        ValueError: if the file is no image, is cut off or breaks a limit, naming it. What is no
+            regular file, such as a pipe or a device, is not opened: it may never end.
         FileNotFoundError: if there is no such file.
     """
-    try:
-        with whole_files(), Image.open(source) as image:
+    if isinstance(source, (str, Path)):
+        if Path(source).exists() and not Path(source).is_file() and not Path(source).is_dir():
+            raise ValueError(f"{source} is no regular file")
+    elif not hasattr(source, "read"):
+        raise TypeError(f"an image is a path or an open file, got {type(source).__name__}")
+    name = str(getattr(source, "name", source))
+    with _naming(name):
+        image = Image.open(source)
+    with image:
+        limits.check(image.size, name)
+        with _naming(name), whole_files():
             return to_rgb(image)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn what PIL raises on a file into an error that names it."""
+    try:
+        yield
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"no image file at {source}") from error
+        raise FileNotFoundError(f"no image file at {name}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = getattr(source, "name", source)
         raise ValueError(f"{name} is no readable image: {error}") from error
 
 
@@ -70,18 +87,32 @@ def _is_ready(image: Image.Image) -> bool:
 
 
 def prepare_images(
-    images: Sequence[Image.Image], image_processor: Any, config: Any
+    images: Sequence[Image.Image], image_processor: Any, config: Any, limits: Limits = Limits()
 ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
     """LLaVA's own preprocessing: float32 pixels on the CPU and (width, height) of each image.
 
     The pixels are one (B, 3, H, W) or (B, T, 3, H, W) tensor, or a list of (T_i, 3, H, W). Hand
     them to the model as they are: it casts them itself.
+
+    Raises:
+        TypeError: if an image is no PIL image.
+        ValueError: if an image breaks a limit, or there is none.
     """
+    check_aspect(config)
+    if not isinstance(images, (list, tuple)) or not images:
+        raise ValueError(f"images must be a list of PIL images, got {images!r:.60}")
+    for i, image in enumerate(images):
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"image {i} must be a PIL image, got {type(image).__name__}; "
+                "llava_hivtp.images.open_image reads files, PIL.Image.fromarray arrays"
+            )
+        limits.check(image.size, f"image {i}")
     images = [_at_least(to_rgb(image)) for image in images]
     return pixel_values(images, image_processor, config), [image.size for image in images]
 
 
 def _at_least(image: Image.Image) -> Image.Image:
-    if min(image.size) >= _LEAST:
+    if min(image.size) >= LEAST:
         return image
-    return image.resize(tuple(max(side, _LEAST) for side in image.size))
+    return image.resize(tuple(max(side, LEAST) for side in image.size))

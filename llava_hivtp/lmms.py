@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from PIL import Image
 from tqdm import tqdm
 
 from llava_hivtp.zero3 import Team, join
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
+
+    from llava_hivtp.answer import Answer, Request
 
 _DEFAULTS = {"max_new_tokens": 1024, "num_beams": 1}
 _SAMPLING = ("temperature", "top_p", "top_k")  # without effect, and warned of, in greedy decoding
@@ -29,26 +30,6 @@ def manifest() -> ModelManifest:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("llava_hivtp", simple_class_path=f"{__name__}.{LlavaHIVTP.__name__}")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One document of a task, read."""
-
-    question: str
-    options: dict[str, Any]  # generation settings
-    images: tuple[Image.Image, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back, and how many tokens it took."""
-
-    text: str
-    generated: int  # tokens, the end mark included
-    patches: int = 0  # patch, merged and CLS tokens of its images in the language model
-    newlines: int = 0
-    total: int = 0  # patch tokens had nothing been pruned
 
 
 class Journal(Protocol):
@@ -149,6 +130,7 @@ class LlavaHIVTP(lmms):
 
     def read(self, instance: Instance) -> Request:
         """Open the document behind a request; a broken image is an error that names it."""
+        from llava_hivtp.answer import Request
         from llava_hivtp.images import whole_files
 
         question, options, doc_to_visual, doc_id, task, split = instance.args
@@ -159,35 +141,12 @@ class LlavaHIVTP(lmms):
             raise ValueError(f"{task}: document {doc_id} cannot be read: {error}") from error
         return Request(question, dict(options), tuple(v for v in visuals if v is not None))
 
-    @torch.inference_mode()
-    def answer(self, requests: Sequence[Request], streamer: Any = None) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], timed: bool = False) -> list[Answer]:
         """Answer a batch: requests of equal options, all of them with images or none."""
-        from llava_hivtp.images import prepare_images
+        from llava_hivtp.answer import answer_batch
 
-        options = dict(requests[0].options)
-        until = options.pop("until", [])
-        until = [until] if isinstance(until, str) else list(until)
-        images = [image for request in requests for image in request.images]
-        pixels, sizes = None, None
-        if images:
-            pixels, sizes = prepare_images(images, self.image_processor, self.model.config)
-        ids, mask = self._prompt_ids(requests)
-        output = self.model.generate(
-            ids,
-            attention_mask=mask,
-            pad_token_id=self._pad,
-            images=pixels,
-            image_sizes=sizes,
-            stopping_criteria=[_Stop(self.tokenizer, until)] if until else None,
-            streamer=streamer,
-            **_generation(options),
-        )
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        counts = self._image_tokens([len(request.images) for request in requests])
-        return [
-            Answer(_cut(text, until), self._length(row), *count)
-            for text, row, count in zip(texts, output.tolist(), counts, strict=True)
-        ]
+        asked = [replace(each, options=_generation(each.options)) for each in requests]
+        return answer_batch(self.model, self.tokenizer, asked, self.conv_template, timed=timed)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refuse: the tasks of the paper all generate."""
@@ -233,61 +192,8 @@ class LlavaHIVTP(lmms):
         yield from ((batch, True) for batch in own)
         yield from ((batch, False) for batch in batches[:1] * (most - len(own)))
 
-    def _prompt_ids(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts padded on the left, (B, L), and where they are."""
-        from llava.constants import IMAGE_TOKEN_INDEX
-        from llava.mm_utils import tokenizer_image_token
 
-        from llava_hivtp.conversation import build_prompt
-
-        prompts = [build_prompt(self.conv_template, r.question, len(r.images)) for r in requests]
-        rows = [tokenizer_image_token(p, self.tokenizer, IMAGE_TOKEN_INDEX) for p in prompts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[self._pad] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
-        return ids.to(self.device), mask.to(self.device)
-
-    @property
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
-
-    def _length(self, row: list[int]) -> int:
-        """Tokens generated: up to the end mark, or to the padding behind a stop string."""
-        if self.tokenizer.eos_token_id in row:
-            return row.index(self.tokenizer.eos_token_id) + 1
-        while row and row[-1] == self._pad:
-            row = row[:-1]
-        return len(row)
-
-    def _image_tokens(self, images: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """(patches, newlines, total) of each request, which has so many images."""
-        kept = iter(self.model.kept if any(images) else ())
-        for count in images:
-            own = [next(kept) for _ in range(count)]
-            yield tuple(sum(getattr(i, n) for i in own) for n in ("patches", "newlines", "total"))
-
-
-class _Stop:
-    """Stop a row once one of its strings is there."""
-
-    def __init__(self, tokenizer: Any, strings: list[str]) -> None:
-        self.tokenizer, self.strings = tokenizer, strings
-        self.window = max(len(string.encode()) for string in strings) + 1  # a byte at least each
-
-    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        ends = self.tokenizer.batch_decode(ids[:, -self.window :], skip_special_tokens=True)
-        done = [any(string in end for string in self.strings) for end in ends]
-        return torch.tensor(done, device=ids.device)
-
-
-def _cut(text: str, until: list[str]) -> str:
-    for string in until:
-        text = text.partition(string)[0]
-    return text
-
-
-def _generation(options: dict[str, Any]) -> dict[str, Any]:
+def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
     """A task's settings as `generate` takes them: greedy at temperature 0, as lmms-eval does."""
     sample = (options.get("temperature") or 0) > 0
     unheard = _CHECKPOINTS if sample else (*_CHECKPOINTS, *_SAMPLING)

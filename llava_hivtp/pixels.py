@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 _BICUBIC = Image.Resampling.BICUBIC
+_STRIP = 256  # rows that are padded at a time
 
 
 def pixel_values(
@@ -42,7 +43,7 @@ def pixel_values(
     values = torch.empty(len(images), 3, side, side)
     for image, out in zip(images, values, strict=True):
         if mode == "pad":
-            tile = _resized(expand2square(image, grey), (side, side))
+            tile = np.asarray(_squared(image, grey, side))
         else:
             tile = _cropped(image, side)
         steps.write(tile, out)
@@ -148,6 +149,25 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, int,
     else:
         new = min(math.ceil(w * (height / h)), width), height
     return _resized(image, new), (height - new[1]) // 2, (width - new[0]) // 2
+
+
+def _squared(image: Image.Image, background: tuple[int, ...], side: int) -> Image.Image:
+    """An image padded to a square and scaled to `side`, without the square in memory.
+
+    Scaling runs along the rows first, then along the columns. So a strip of padded rows can be
+    scaled at a time, and rows of padding alone stay what they are.
+    """
+    longer = max(image.size)
+    if longer <= side or image.size[0] == image.size[1]:
+        return expand2square(image, background).resize((side, side), _BICUBIC)
+    left, top = (longer - image.size[0]) // 2, (longer - image.size[1]) // 2
+    narrow = Image.new("RGB", (side, longer), background)
+    for start in range(0, image.size[1], _STRIP):
+        rows = image.crop((0, start, image.size[0], min(start + _STRIP, image.size[1])))
+        strip = Image.new("RGB", (longer, rows.size[1]), background)
+        strip.paste(rows, (left, 0))
+        narrow.paste(strip.resize((side, rows.size[1]), _BICUBIC), (0, top + start))
+    return narrow.resize((side, side), _BICUBIC)
 
 
 def _cropped(image: Image.Image, side: int) -> np.ndarray:

@@ -55,8 +55,8 @@ def test_every_method_can_be_chosen(shared, name):
     drawing = shared.draw(picture, pruner, "unpad")
     assert min(drawing.size) > 200
     full, pruned = shared.answers(picture, "What is it?", pruner, "unpad")
-    assert full.answer.image.patches == 16
-    assert 0 < pruned.answer.image.patches <= pruner.budget(1, 16)
+    assert full.answer.patches == 16
+    assert 0 < pruned.answer.patches <= pruner.budget(1, 16)
     assert 0 < full.seconds.low <= full.seconds.median <= full.seconds.high
     assert pruned.seconds.count == pruned.ratio.count == TIMED
     assert full.ratio.median == 1
@@ -70,7 +70,7 @@ def test_threads_that_share_the_model_get_what_they_would_alone(shared):
 
     def ask(setting):
         full, pruned = shared.answers(image, "What is it?", shared.pruner(*setting), "unpad")
-        return [(a.answer.text, a.answer.image.patches) for a in (full, pruned)]
+        return [(a.answer.text, a.answer.patches) for a in (full, pruned)]
 
     alone = [ask(setting) for setting in settings]
     assert len({tuple(found[1]) for found in alone}) > 3

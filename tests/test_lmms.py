@@ -136,7 +136,7 @@ IMAGES = {  # that the drawn questions of a set are about, where it is not one e
 @pytest.fixture
 def scored(lm, drawn, monkeypatch):
     """A benchmark's score and samples under lmms-eval's own task, given its answers."""
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     def get(task, answer):
         model, loaded = lm(), official.load_task(task, drawn)
@@ -195,7 +195,7 @@ def test_a_batch_answers_as_one_by_one(lm, instances):
 
 
 def request(question, images=0, options=None):
-    from llava_hivtp.lmms import Request
+    from llava_hivtp.answer import Request
 
     pictures = [Image.new("RGB", (60, 40), (40 * i, 200, 90)) for i in range(images)]
     return Request(question, {"max_new_tokens": 8} | (options or {}), tuple(pictures))

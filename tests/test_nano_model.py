@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.nano import CHECKPOINTS, fit
+from eval.nano import CHECKPOINTS, EMBEDDED, fit
 from eval.nano.checkpoint import digest
 from eval.nano.draw import LARGE, draw
 from eval.nano.language import draw_kind, make_album, pack, predict, questions_about, show_all
@@ -29,9 +29,9 @@ from eval.nano.tower import (
 )
 from eval.nano.train import Sizes, train, train_language, train_tower
 from llava_hivtp import build_pruner, load
-from llava_hivtp.cli import EMBEDDED, EMBEDDED_LAYERS
 from llava_hivtp.images import prepare_images
 from llava_hivtp.importance import received_attention
+from llava_hivtp.pruners import for_depth
 from llava_hivtp.vision import VisionFeatures, encode_tiles
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +74,8 @@ def test_the_embedded_model_answers_well_above_chance(pruner):
     from eval.nano.text import SHORT
     from llava_hivtp.conversation import build_prompt
 
-    arguments = {"layers": EMBEDDED_LAYERS[pruner]} if pruner != "none" else {}
-    model, tokenizer, processor, _ = load(EMBEDDED, build_pruner(pruner, **arguments))
+    method = for_depth(build_pruner(pruner), 12)
+    model, tokenizer, processor, _ = load(EMBEDDED, method)
     rng, hits = random.Random(77), []
     while len(hits) < 20:
         picture = draw(rng, "scene")

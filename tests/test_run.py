@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -78,7 +77,7 @@ def test_a_run_fills_a_table_and_runs_nothing_twice(table, drawn, tmp_path, monk
 
 def test_ocrbench_counts_from_zero_every_time(job, table):
     """Its points lie in a global of its module: a second evaluation would double them."""
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     todo = job(table("ocrbench", rows=("full", "hivtp")), limit=3)
     load = Job._load
@@ -151,7 +150,7 @@ def test_a_corrupt_image_fails_its_unit_only(job, table, drawn, tmp_path):
 
 
 def test_an_answer_may_hold_any_character(job, table):
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     todo = job(table("pope", rows=("full",)))
     load, text = Job._load, 'yes\x00\x07\x1b[31m\u2028"\\\N{CHICKEN}\n'
@@ -297,7 +296,7 @@ def instance(doc_id, prompt="what?", **options):
 
 
 def test_a_journal_knows_equal_requests_only(tmp_path):
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     path, answer = tmp_path / "unit.journal.jsonl", Answer("yes", 2, 16, 0, 16)
     journal = Journal(path, "identity")
@@ -312,7 +311,7 @@ def test_a_journal_knows_equal_requests_only(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path, caplog, cut):
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     path, answer = tmp_path / "unit.journal.jsonl", Answer("yes", 2, 16, 0, 16)
     journal = Journal(path, "identity")
@@ -370,7 +369,7 @@ def test_another_checkpoint_voids_what_was_done(table, job, tmp_path):
 
 
 class Slow:
-    """Answers in a known time: 20 ms to the first token, 10 ms for each other."""
+    """Says a known time: half a second to prepare, 20 ms to the first token, 50 ms in all."""
 
     def __init__(self):
         self.answered = []
@@ -378,19 +377,12 @@ class Slow:
     def read(self, instance):
         return instance
 
-    def answer(self, requests, streamer):
-        from llava_hivtp.lmms import Answer
+    def answer(self, requests, timed):
+        from llava_hivtp.answer import Answer
 
-        (request,) = requests
-        self.answered.append(request)
-        streamer.put(None)  # the prompt
-        time.sleep(0.02)
-        streamer.put(None)
-        for _ in range(3):
-            time.sleep(0.01)
-            streamer.put(None)
-        streamer.end()
-        return [Answer("yes", 4)]
+        assert timed
+        self.answered += requests
+        return [Answer("yes", 4, preparation=0.5, ttft=0.02, seconds=0.05)]
 
 
 def test_times_are_those_of_single_requests():
@@ -401,9 +393,8 @@ def test_times_are_those_of_single_requests():
     ttft, total, generated = zip(*times["samples"], strict=True)
     assert times["ttft_ms"] == pytest.approx(1000 * sum(ttft) / 8)
     assert times["throughput"] == pytest.approx(sum(generated) / sum(total))
-    assert all(
-        first >= 0.02 and first + 0.03 <= whole for first, whole in zip(ttft, total, strict=True)
-    )
+    assert set(ttft) == {0.02}
+    assert set(total) == {0.05}
 
 
 def test_a_timed_device_is_alone():
@@ -622,7 +613,7 @@ def test_whatever_stops_a_run_the_hint_is_the_same(table, drawn, tmp_path, monke
     ],
 )
 def test_a_journal_line_that_is_whole_but_wrong_is_asked_again(tmp_path, caplog, line):
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     path = tmp_path / "unit.journal.jsonl"
     journal = Journal(path, "identity")
@@ -637,7 +628,7 @@ def test_a_journal_line_that_is_whole_but_wrong_is_asked_again(tmp_path, caplog,
 
 
 def test_a_journal_of_an_earlier_version_has_no_sums_and_is_read(tmp_path):
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     path, answer = tmp_path / "unit.journal.jsonl", Answer("yes", 2, 16, 0, 16)
     journal = Journal(path, "identity")

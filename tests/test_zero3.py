@@ -49,7 +49,7 @@ def answers(model, tokenizer, asked):
         for size, question, most in asked:
             image = Image.new("RGB", size, (10 + size[0], 40, 200))
             reply = answer(model, tokenizer, image, question, max_new_tokens=most)
-            said.append([reply.text, reply.generated, reply.image.patches, reply.image.newlines])
+            said.append([reply.text, reply.generated, reply.patches, reply.newlines])
     return said
 
 

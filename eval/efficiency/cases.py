@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eval.plan.table import Row
-from llava_hivtp.pruners import HIVTP, Pruner, build_pruner
+from llava_hivtp.pruners import Pruner, build_pruner
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Case:
     @property
     def is_hivtp(self) -> bool:
         """Whether it is the method that all others are compared with."""
-        return isinstance(self.pruner, HIVTP)
+        return self.pruner is not None and bool(self.pruner.stage_names)
 
 
 def bases(layouts: Sequence[str]) -> list[Case]:

@@ -293,9 +293,10 @@ def _complaint(error: Exception) -> str:
 
 
 def _cost(timed: TimedAnswer) -> str:
-    image, ttft, ratio = timed.answer.image, timed.seconds, timed.ratio
+    ttft, ratio = timed.seconds, timed.ratio
     words = (
-        f"**{image.patches} of {image.total}** patch tokens · TTFT **{1000 * ttft.median:.0f} ms** "
+        f"**{timed.answer.patches} of {timed.answer.total}** patch tokens · "
+        f"TTFT **{1000 * ttft.median:.0f} ms** "
         f"({1000 * ttft.low:.0f} to {1000 * ttft.high:.0f}) · "
         f"{timed.answer.generated} tokens answered"
     )

@@ -169,7 +169,7 @@ def _words(compared: Comparison) -> str:
         mark = ""
         if compared.asked.gold:
             mark = "  (right)" if compared.is_right(name) else "  (wrong)"
-        lines.append(f"{name}, {answer.image.patches} tokens:")
+        lines.append(f"{name}, {answer.patches} tokens:")
         lines.append(f"   {answer.text}{mark}")
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
     return "\n".join(textwrap.fill(line, 34, subsequent_indent="   ") for line in lines)

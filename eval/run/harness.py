@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
     from lmms_eval.api.task import Task
 
-    from llava_hivtp.lmms import Answer, LlavaHIVTP
+    from llava_hivtp.answer import Answer
+    from llava_hivtp.lmms import LlavaHIVTP
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from eval.results.records import typed
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
 
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, Answer]:
 
 def _parsed(line: bytes, path: Path) -> tuple[str, Answer]:
     """Key and answer of a line; lines of older journals have no sum."""
-    from llava_hivtp.lmms import Answer
+    from llava_hivtp.answer import Answer
 
     record = json.loads(line)
     key, answer = record["key"], record["answer"]

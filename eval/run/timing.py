@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +17,7 @@ if TYPE_CHECKING:
     from llava_hivtp.lmms import LlavaHIVTP
 
 WARMUP = 5  # requests answered first and not counted
-CLOCK = "decoded image and question to first token, and to the whole answer, on the host"
-
-
-class FirstToken:
-    """A streamer that notes when the first generated token has reached the host."""
-
-    def __init__(self) -> None:
-        self.puts, self.seconds = 0, 0.0
-
-    def put(self, _: torch.Tensor) -> None:
-        """Called by `generate` with the prompt, then with every token."""
-        self.puts += 1
-        if self.puts == 2:
-            self.seconds = time.perf_counter()
-
-    def end(self) -> None:
-        """Called by `generate` at the end."""
+CLOCK = "prepared pixels and prompt to first token, and to the whole answer, on the host"
 
 
 def time_requests(lm: LlavaHIVTP, instances: list[Instance]) -> dict[str, Any]:
@@ -66,11 +49,8 @@ def device_share(device: torch.device, alone: bool) -> Iterator[None]:
 
 def _time(lm: LlavaHIVTP, instance: Instance) -> tuple[float, float, int]:
     """(seconds to the first token, seconds to the whole answer, generated tokens)."""
-    request, clock = lm.read(instance), FirstToken()
-    start = time.perf_counter()
-    (answer,) = lm.answer([request], streamer=clock)
-    end = time.perf_counter()
-    return clock.seconds - start, end - start, answer.generated
+    (answer,) = lm.answer([lm.read(instance)], timed=True)
+    return answer.ttft, answer.seconds, answer.generated
 
 
 def _identity(device: torch.device) -> str:

@@ -101,9 +101,9 @@ def _shard(chosen: list[Unit], shard: str) -> list[Unit]:
 
 def _arguments(text: str) -> dict[str, str]:
     """`dtype=bfloat16,device_map=auto` as a mapping."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    arguments = {key.strip(): value.strip() for key, _, value in pairs}
-    unknown = sorted(set(arguments) - set(MODEL_ARGS))
-    if unknown or not all(arguments.values()):
+    from llava_hivtp.pruners import read_arguments
+
+    arguments = read_arguments(text)
+    if set(arguments) - set(MODEL_ARGS):
         raise ValueError(f"--model-args takes key=value of {', '.join(MODEL_ARGS)}; got {text!r}")
     return arguments

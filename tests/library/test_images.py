@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import time
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from llava.mm_utils import process_images
 from PIL import Image
 
 from llava_hivtp.images import open_image, prepare_images, to_rgb
+from llava_hivtp.limits import Limits
 
 DIGESTS = {
     "v15": 3160777078,
@@ -70,6 +73,55 @@ def test_any_size_gives_pixels_of_three_colours(loaded, photo, kind, size):
     assert pixels.shape[-3:] == (3, 336, 336)
     assert min(sizes[0]) >= min(size)
     assert torch.isfinite(pixels).all()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (337, 100),
+        (640, 480),
+        (480, 640),
+        (1000, 333),
+        (333, 1001),
+        (1200, 4),
+        (4, 1200),
+        (336, 900),
+    ],
+)
+def test_padding_to_a_square_gives_the_pixels_of_llava(loaded, size):
+    model, _, processor = loaded("v15")
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    ours, _ = prepare_images([image], processor, model.config, Limits(aspect=1000))
+    assert torch.equal(ours, process_images([image], processor, model.config))
+
+
+def test_a_thin_image_needs_no_square_in_memory(loaded):
+    """LLaVA pads 6000 x 4 to 6000 x 6000, 108 MB, and the processor copies it as float64."""
+    model, _, processor = loaded("v15")
+    begun, largest = time.process_time(), []
+    real = Image.new
+
+    def new(mode, size, *rest):
+        largest.append(size[0] * size[1])
+        return real(mode, size, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "new", new)
+        prepare_images([real("RGB", (12000, 4))], processor, model.config, Limits(aspect=10**4))
+    assert max(largest) <= 336 * 12000
+    assert time.process_time() - begun < 5
+
+
+def test_images_that_are_none_are_refused(loaded):
+    model, _, processor = loaded("v15")
+    with pytest.raises(TypeError, match="image 0 must be a PIL image, got ndarray"):
+        prepare_images([np.zeros((8, 8, 3), np.uint8)], processor, model.config)
+    for none in ([], None, np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (8, 8))):
+        with pytest.raises(ValueError, match="images must be a list of PIL images"):
+            prepare_images(none, processor, model.config)
+    with pytest.raises(ValueError, match="image 0 is 3 x 6000 pixels; one side may be 200 times"):
+        prepare_images([Image.new("RGB", (3, 6000))], processor, model.config)
 
 
 def test_broken_files_are_named(tmp_path):
