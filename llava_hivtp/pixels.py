@@ -42,11 +42,8 @@ def pixel_values(
     grey, side = tuple(int(255 * mean) for mean in processor.image_mean), steps.side
     values = torch.empty(len(images), 3, side, side)
     for image, out in zip(images, values, strict=True):
-        if mode == "pad":
-            tile = np.asarray(_squared(image, grey, side))
-        else:
-            tile = _cropped(image, side)
-        steps.write(tile, out)
+        padded = mode == "pad"
+        steps.write(_squared(image, grey, side) if padded else _cropped(image, side), out)
     return values
 
 
@@ -151,7 +148,7 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, int,
     return _resized(image, new), (height - new[1]) // 2, (width - new[0]) // 2
 
 
-def _squared(image: Image.Image, background: tuple[int, ...], side: int) -> Image.Image:
+def _squared(image: Image.Image, background: tuple[int, ...], side: int) -> np.ndarray:
     """An image padded to a square and scaled to `side`, without the square in memory.
 
     Scaling runs along the rows first, then along the columns. So a strip of padded rows can be
@@ -159,7 +156,7 @@ def _squared(image: Image.Image, background: tuple[int, ...], side: int) -> Imag
     """
     longer = max(image.size)
     if longer <= side or image.size[0] == image.size[1]:
-        return expand2square(image, background).resize((side, side), _BICUBIC)
+        return _resized(expand2square(image, background), (side, side))
     left, top = (longer - image.size[0]) // 2, (longer - image.size[1]) // 2
     narrow = Image.new("RGB", (side, longer), background)
     for start in range(0, image.size[1], _STRIP):
@@ -167,7 +164,7 @@ def _squared(image: Image.Image, background: tuple[int, ...], side: int) -> Imag
         strip = Image.new("RGB", (longer, rows.size[1]), background)
         strip.paste(rows, (left, 0))
         narrow.paste(strip.resize((side, rows.size[1]), _BICUBIC), (0, top + start))
-    return narrow.resize((side, side), _BICUBIC)
+    return _resized(narrow, (side, side))
 
 
 def _cropped(image: Image.Image, side: int) -> np.ndarray:
