@@ -412,17 +412,38 @@ def test_a_timed_device_is_alone():
 
 
 def test_progress_is_plain_lines_off_a_terminal(monkeypatch):
-    now = iter(range(0, 1000, 20))
-    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    monkeypatch.setattr("eval.run.progress.PLAIN", 0)
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as a run sets it, for the bars of lmms-eval
     stream = io.StringIO()
-    with Progress("full pope", 100, 10, stream) as progress:
+    with Progress("full pope", 100, 10, stream=stream) as progress:
         for _ in range(3):
+            time.sleep(0.01)
             progress.update(30)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "full pope: 10/100, 10 of them from before"
-    assert lines[-1].startswith("full pope: 100/100")
-    assert any("left" in line for line in lines[1:-1])
+    assert [line.split(", ")[0].split()[-1] for line in lines[1:4]] == [
+        "40/100",
+        "70/100",
+        "100/100",
+    ]
+    assert lines[1].endswith("left")
     assert "\r" not in stream.getvalue()
+
+
+def test_a_log_gets_a_line_rarely_and_a_terminal_a_bar():
+    log, terminal = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    for stream in (log, terminal):
+        with Progress("full pope", 1000, stream=stream) as progress:
+            for _ in range(1000):
+                progress.update(1)
+    assert len(log.getvalue().split("\n")) <= 4  # the first line, the last one, an end
+    assert "\r" in terminal.getvalue()
+    assert "1000/1000" in log.getvalue()
+    assert "1000/1000" in terminal.getvalue()
+
+
+def test_durations_are_short():
     assert [duration(s) for s in (42, 600, 12600)] == ["42 s", "10 min", "3.5 h"]
 
 

@@ -1,54 +1,55 @@
-"""How far a unit is: a line that moves on a terminal, plain lines with the time left elsewhere."""
+"""How far something is: a bar on a terminal, a line with the time left now and then in a log."""
 
 from __future__ import annotations
 
 import sys
-import time
-from typing import TextIO
+from typing import Any, TextIO
 
-MOVING, PLAIN = 0.5, 30.0  # seconds between two lines
+from tqdm import tqdm
+
+MOVING, PLAIN = 0.5, 30.0  # seconds between two looks of a bar, and between two lines of a log
 
 
-class Progress:
-    """Counts requests; use as a context."""
+class Progress(tqdm):
+    """Counts what is finished; use as a context, with `update(n)`."""
 
-    def __init__(self, label: str, total: int, done: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        done: int = 0,
+        unit: str = "request",
+        stream: TextIO | None = None,
+    ) -> None:
         """Start at `done`, which earlier runs had finished."""
-        self.label, self.total, self.done, self.first = label, total, done, done
-        self.stream = stream or sys.__stderr__  # lmms-eval's bars are silenced on sys.stderr
-        self.moves = self.stream.isatty()
-        self.started = self.shown = time.monotonic()
+        stream = stream or sys.__stderr__  # lmms-eval's bars are silenced on sys.stderr
+        self._moves = stream.isatty()
+        super().__init__(
+            desc=label,
+            total=total,
+            initial=done,
+            unit=f" {unit}s",
+            file=stream,
+            disable=False,  # whatever TQDM_DISABLE says to lmms-eval's bars
+            mininterval=MOVING if self._moves else PLAIN,
+            maxinterval=2 * PLAIN,
+            miniters=1,
+        )
 
-    def __enter__(self) -> Progress:
-        self._show()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._show()
-        if self.moves:
-            self.stream.write("\n")
-
-    def update(self, count: int) -> None:
-        """Count requests as finished."""
-        self.done += count
-        if time.monotonic() - self.shown >= (MOVING if self.moves else PLAIN):
-            self._show()
-
-    def _show(self) -> None:
-        self.shown = time.monotonic()
-        width = 24 * self.done // max(self.total, 1)
-        bar = f" |{'#' * width}{'.' * (24 - width)}|" if self.moves else ""
-        line = f"{self.label}:{bar} {self.done}/{self.total}{self._left()}"
-        self.stream.write(f"\r{line}\x1b[K" if self.moves else f"{line}\n")
-        self.stream.flush()
-
-    def _left(self) -> str:
-        fresh = self.done - self.first
-        if not fresh:
-            return f", {self.first} of them from before" if self.first else ""
-        per_request = (self.shown - self.started) / fresh
-        left = duration((self.total - self.done) * per_request)
-        return f", {per_request:.3g} s each" + (f", {left} left" if self.done < self.total else "")
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Move the bar, or add a line."""
+        if self._moves:
+            return super().display(msg, pos)
+        fresh, left = self.n - self.initial, self.total - self.n
+        gone = self.format_dict["elapsed"]
+        words = [f"{self.desc}: {self.n}/{self.total}"]
+        if not fresh and self.initial:
+            words.append(f"{self.initial} of them from before")
+        elif fresh:
+            words.append(f"{gone / fresh:.3g} s each")
+            words += [f"{duration(left * gone / fresh)} left"] if left else []
+        self.fp.write(", ".join(words) + "\n")
+        return True
 
 
 def duration(seconds: float) -> str:
