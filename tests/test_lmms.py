@@ -165,7 +165,7 @@ def test_gold_answers_score_full_marks(scored, task):
     # 200 points in each of the five categories drawn; points of 1000 for the 40 texts drawn
     assert score == pytest.approx({"mme": 1000, "ocrbench": 4}.get(task, 100))
     assert benchmark.shown(score, len(samples)) == pytest.approx(1000 if task == "mme" else 100)
-    assert len({sample["group"] for sample in samples}) == IMAGES.get(task, len(samples))
+    assert len({sample.group for sample in samples}) == IMAGES.get(task, len(samples))
 
 
 @pytest.mark.parametrize("task", TASKS)
