@@ -221,33 +221,31 @@ def test_nothing_beats_the_frontier():
 
 
 def test_a_pareto_plot_shows_complete_rows_only_with_their_intervals():
-    row = {name: SimpleNamespace(pruner=name) for name in ("none", "hivtp", "fopru")}
+    row = {name: SimpleNamespace(pruner=name, name="") for name in ("none", "hivtp", "fopru")}
     values = {
-        "none": {"pope": 80.0, "mme": 1000.0, "tokens": 576.0, "ttft_ms": 100.0},
-        "hivtp": {"pope": 76.0, "mme": 1050.0, "tokens": 280.0, "ttft_ms": 60.0},
-        "fopru": {"pope": 40.0, "tokens": 288.0},  # mme has not run
+        "none": {"relative": 100.0, "tokens": 576.0, "ttft_ms": 100.0},
+        "hivtp": {"relative": 98.0, "tokens": 280.0, "ttft_ms": 60.0},
+        "fopru": {"tokens": 288.0},  # a benchmark has not run
     }
-    widths = {"hivtp": {"pope": 2.4, "mme": 40.0, "ttft_ms": 3.0}}
+    intervals = {"hivtp": {"relative": (97.0, 98.5), "ttft_ms": (57.0, 64.0)}}
     rows = [
-        SimpleNamespace(row=row[n], values=v, partial={}, half_widths=widths.get(n, {}))
+        SimpleNamespace(row=row[n], values=v, partial={}, intervals=intervals.get(n, {}))
         for n, v in values.items()
     ]
-    table = SimpleNamespace(tasks=("pope", "mme"))
-    figure = draw_pareto(SimpleNamespace(table=table, rows=rows, timing_device="a clock"))
+    figure = draw_pareto(SimpleNamespace(rows=rows, timing_device="a clock"))
     for axes, cost in zip(figure.axes, (280.0, 60.0), strict=True):
         drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
-        assert drawn["HIVTP"] == [[cost, pytest.approx(100)]]  # the mean of 95 % and 105 %
+        assert drawn["HIVTP"] == [[cost, 98]]
         assert "FoPru" not in drawn
     bars = [
         [c.get_segments()[0].tolist() for c in axes.collections if len(c.get_segments())]
         for axes in figure.axes
     ]
-    # Half of (3 %, 4 %) added by squares is 2.5 %; nothing is known of the unpruned row.
-    up, across = [[280, 97.5], [280, 102.5]], [[57, 100], [63, 100]]
-    assert bars == [[approx(up)], [approx(across), approx([[60, 97.5], [60, 102.5]])]]
+    up, across = [[280, 97], [280, 98.5]], [[57, 98], [64, 98]]
+    assert bars == [[approx(up)], [approx(across), approx([[60, 97], [60, 98.5]])]]
     assert overlapping(figure) == []
-    rows[0].values.pop("mme")
-    assert draw_pareto(SimpleNamespace(table=table, rows=rows, timing_device=None)) is None
+    rows[0].values.pop("relative")
+    assert draw_pareto(SimpleNamespace(rows=rows, timing_device=None)) is None
 
 
 def approx(points):

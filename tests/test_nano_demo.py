@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from eval.benchmarks.records import BENCHMARKS
-from eval.nano.summary import difference, mean
 from eval.results import stats
+from eval.results.means import difference, mean, relative
 from eval.results.records import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def test_every_benchmark_weighs_the_same_whatever_its_scale():
     }
     assert stats.score(right["mme"]) == 1000
     assert mean(right).value == pytest.approx(100)
-    assert mean(right).half == 0
+    assert mean(right).interval is None  # no spread says nothing
 
 
 def test_a_pair_half_right_counts_as_mme_counts_it():
@@ -62,7 +62,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
             task: stats.group(BENCHMARKS[task], samples((rng.random(60) < share).astype(float)))
             for task, share in (("pope", 0.8), ("gqa", 0.5))
         }
-        covered += abs(mean(row).value - 65) <= mean(row).half
+        low, high = mean(row).interval
+        covered += low <= 65 <= high
     assert 0.91 < covered / 400 < 0.98
 
 
@@ -73,15 +74,34 @@ def test_a_difference_pairs_the_documents():
     one, other = ({"pope": stats.group(BENCHMARKS["pope"], samples(x))} for x in (hard, worse))
     gap = difference(one, other)
     assert gap.value == pytest.approx(100 * (hard - worse).mean())
-    assert gap.half < mean(one).half  # what both find hard tells nothing between them
+    low, high = mean(one).interval
+    assert 2 * gap.half < high - low  # what both find hard tells nothing between them
     assert gap.p_value < 0.01
     assert difference(one, one).p_value == 1
+
+
+def test_percent_of_the_unpruned_row_covers_the_truth():
+    """Two benchmarks kept at 90 and 80 % of the unpruned row's: 85 % on average."""
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(400):
+        full, row = {}, {}
+        for task, share, kept in (("pope", 0.8, 0.9), ("gqa", 0.5, 0.8)):
+            before = rng.random(200) < share
+            after = before & (rng.random(200) < kept)
+            for found, values in ((full, before), (row, after)):
+                found[task] = stats.group(BENCHMARKS[task], samples(values.astype(float)))
+        low, high = relative(row, full).interval
+        covered += low <= 85 <= high
+    assert 0.92 < covered / 400 < 0.98
+    assert relative(full, full).value == 100
+    assert relative(full, full).interval is None
 
 
 def test_rows_about_other_documents_are_not_compared():
     one, other = ({"pope": stats.group(BENCHMARKS["pope"], samples([1.0] * n))} for n in (3, 4))
     with pytest.raises(ValueError, match="different documents"):
         difference(one, other)
+    assert relative(one, other) is None
 
 
 @pytest.mark.slow

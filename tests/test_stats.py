@@ -9,7 +9,7 @@ from scipy import stats as reference
 from eval.benchmarks.records import BENCHMARKS
 from eval.results import stats
 from eval.results.records import Sample
-from eval.results.stats import half_width, score
+from eval.results.stats import interval, score
 
 
 def samples(scores, groups=None, answers=None, **more):
@@ -36,12 +36,47 @@ def mme(rights, categories):
     return samples(flat, images, stratum=[c for c in categories for _ in range(2)])
 
 
+def covers(groups, truth):
+    low, high = interval(groups)
+    return low <= truth <= high
+
+
 def test_a_plain_mean_has_the_textbook_interval():
     values = np.random.default_rng(0).random(200)
     groups = group("gqa", samples(values))
-    expected = reference.t.ppf(0.975, 199) * values.std(ddof=1) / np.sqrt(200) * 100
+    # Wilson's for so many questions, right or wrong, as have this variance
+    share, z = values.mean(), reference.t.ppf(0.975, 199)
+    asked = share * (1 - share) / (values.var(ddof=1) / 200)
+    middle = (share + z**2 / (2 * asked)) / (1 + z**2 / asked)
+    half = z / (1 + z**2 / asked) * np.sqrt(share * (1 - share) / asked + z**2 / (4 * asked**2))
     assert score(groups) == pytest.approx(100 * values.mean())
-    assert half_width(groups) == pytest.approx(expected)
+    assert interval(groups) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
+
+
+def test_right_and_wrong_answers_have_wilsons_interval():
+    """Of scipy, but for 199 instead of 200 (the variance is unbiased) and t instead of z."""
+    low, high = interval(group("gqa", samples([1.0] * 190 + [0.0] * 10)))
+    known = reference.binomtest(190, 200).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((100 * known.low, 100 * known.high), abs=0.1)
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 9])
+@pytest.mark.parametrize("task", ["pope", "mme"])
+def test_an_interval_lies_inside_the_scale(task, wrong):
+    right = [1.0] * (40 - wrong) + [0.0] * wrong
+    for scores in (right, [1 - s for s in right]):
+        pairs = [(s, s) for s in scores]
+        drawn = samples(scores) if task == "pope" else mme(pairs, ["color", "OCR"] * 20)
+        groups = group(task, drawn)
+        low, high = interval(groups)
+        assert 0 <= low < score(groups) < high <= groups.top
+
+
+def test_holm_corrects_as_printed():
+    """Holm 1979: the smallest times m, the next times m - 1, never falling, at most 1."""
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert stats.holm([]) == []
 
 
 def test_mme_gives_200_per_category_and_counts_perception_only():
@@ -67,8 +102,8 @@ def test_the_interval_covers_the_truth_when_questions_share_an_image():
         drawn = samples((rng.random(len(images)) < skill).astype(float), images)
         clustered = group("pope", drawn)
         naive = group("pope", samples([s.score for s in drawn]))
-        hits += abs(score(clustered) - 60) <= half_width(clustered)
-        naive_hits += abs(score(naive) - 60) <= half_width(naive)
+        hits += covers(clustered, 60)
+        naive_hits += covers(naive, 60)
     assert 0.92 <= hits / runs <= 0.98
     assert naive_hits / runs < 0.85  # why groups are needed
 
@@ -82,14 +117,14 @@ def test_the_interval_of_mme_covers_the_truth():
     for _ in range(400):
         rights = [rng.random(2) < rates[c] for c in categories]
         groups = group("mme", mme(rights, categories))
-        hits += abs(score(groups) - truth) <= half_width(groups)
+        hits += covers(groups, truth)
     assert 0.92 <= hits / 400 <= 0.98
 
 
 def test_no_interval_from_a_single_group_or_from_groups_all_alike():
-    assert half_width(group("gqa", samples([1.0, 1.0, 1.0]))) is None
-    assert half_width(group("gqa", samples([1.0]))) is None
-    assert half_width(group("gqa", [])) is None
+    assert interval(group("gqa", samples([1.0, 1.0, 1.0]))) is None
+    assert interval(group("gqa", samples([1.0]))) is None
+    assert interval(group("gqa", [])) is None
 
 
 def test_single_answers_are_tested_by_mcnemar():

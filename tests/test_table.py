@@ -10,8 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from scipy.stats import binomtest
 from stored import store_result, store_timing
 from typer.testing import CliRunner
 
@@ -66,8 +66,9 @@ def fill(table, out, **scores):
             store_result(out, table, rows[name], task, right(share), patches=patches)
 
 
-def show(table, out, rows=None, format="md", **options):
-    return render([collect(table, select_rows(table, rows), out, **options)], format)
+def show(table, out, rows=None, format="md", full=False, width=0, **options):
+    found = collect(table, select_rows(table, rows), out, **options)
+    return render([found], format, full, width)
 
 
 def lines_of(text, method):
@@ -100,8 +101,8 @@ def test_a_number_printed_for_a_test_split_is_not_compared_with_validation(tmp_p
     for task in table.tasks:
         store_result(tmp_path, table, table.rows[0], task, right(0.625))
     cells = lines_of(show(table, tmp_path), "nothing pruned")
-    assert cells["paper"][-2:] == ["60.0", "50.0 (test)"]
-    assert cells["Δ"][-2:] == ["+2.50", "-"]
+    assert cells["paper"][2:4] == ["60.0", "50.0 (test)"]
+    assert cells["Δ"][2:4] == ["+2.50", "-"]
     note = "VizWiz: the paper's numbers are of test, whose answers are hidden, ours of validation"
     assert note in show(table, tmp_path)
     assert note not in show(load_table(CONFIGS / "table1.yaml"), tmp_path)
@@ -128,35 +129,38 @@ def test_with_nothing_run_the_paper_is_printed_and_ours_is_missing(tmp_path):
 def test_ours_stands_beside_the_paper_s_with_the_difference(small, tmp_path):
     fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
     found = lines_of(show(small, tmp_path), "HIVTP (r=2, k=25, c=2)")
-    # r_retain, tokens, POPE, GQA, TTFT
+    # r_retain, tokens, POPE, GQA, mean, % of unpruned, TTFT
     assert found["ours"][:2] == ["50.0", "288"]
-    assert found["ours"][2].startswith("86.00 ± ")
+    assert found["ours"][2].startswith("86.00 [80.4")
+    assert found["ours"][4].startswith("68.00 [")
+    assert found["ours"][5].startswith("89.4 [")  # of 86 / 90 and 50 / 60
     assert found["paper"][2:4] == ["**85.10**", "**50.00**"]
-    assert found["Δ"] == ["-", "+6", "+0.90", "+0.00", "-"]
+    assert found["Δ"] == ["-", "+6", "+0.90", "+0.00", "-", "-", "-"]
 
 
-def test_the_best_of_each_block_is_bold_and_ties_share_it(small, tmp_path):
-    fill(small, tmp_path, full=(0.9, 0.9), hivtp=(0.86, 0.5), random=(0.86, 0.4), fopru=(0.7, 0.3))
+def test_the_best_of_a_block_is_bold_if_it_beats_every_other_one_not_by_chance(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.9), hivtp=(0.86, 0.5), random=(0.85, 0.4), fopru=(0.7, 0.3))
     text = show(small, tmp_path)
 
     def bold(method, source):
         return [cell.startswith("**") for cell in lines_of(text, method)[source][2:4]]
 
-    assert bold("HIVTP (r=2, k=25, c=2)", "ours") == [True, True]
-    assert bold("random (control)", "ours") == [True, False]
+    assert bold("HIVTP (r=2, k=25, c=2)", "ours") == [False, True]  # 2 of 200 are chance
+    assert bold("random (control)", "ours") == [False, False]
     assert bold("FoPru", "ours") == [False, False]
     assert bold("nothing pruned", "ours") == [False, False]
+    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"][4].startswith("**68.00**")
     assert bold("FoPru", "paper") == [False, True]  # 50.00 twice
     assert bold("HIVTP (r=2, k=25, c=2)", "paper") == [True, True]
 
 
-def test_the_lowest_time_is_the_best(small, tmp_path):
+def test_a_time_without_an_interval_is_not_called_the_best(small, tmp_path):
     rows = {row.id: row for row in small.rows}
     for name, time in {"full": 10, "fopru": 30, "hivtp": 20}.items():
         for task in small.tasks:
             store_timing(tmp_path, small, rows[name], task, ttft_ms=time, throughput=1000 / time)
     text = show(small, tmp_path)
-    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"][-2:] == ["**20.0**", "**50.00**"]
+    assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"][-2:] == ["20.0", "50.00"]
     assert lines_of(text, "FoPru")["ours"][-2:] == ["30.0", "33.33"]
     assert lines_of(text, "HIVTP (r=2, k=25, c=2)")["Δ"][-2] == "-72.0"
 
@@ -198,7 +202,7 @@ def test_task_versions_may_differ_between_tasks_but_not_between_rows(small, tmp_
     store_result(tmp_path, small, full, "pope", right(0.8), protocol={"task": {"version": 1}})
     store_result(tmp_path, small, full, "gqa", right(0.8), protocol={"task": {"version": 2}})
     store_result(tmp_path, small, fopru, "gqa", right(0.8), protocol={"task": {"version": 2}})
-    text = show(small, tmp_path)
+    text = show(small, tmp_path, full=True)
     assert "gqa version 2; lmms_eval 0.7.3; pope version 1" in text
     store_result(tmp_path, small, fopru, "pope", right(0.8), protocol={"task": {"version": 2}})
     with pytest.raises(MixedResults, match=r"pope version: 1 \(full\); 2 \(fopru\)"):
@@ -210,7 +214,7 @@ def test_timings_have_a_protocol_of_their_own(small, tmp_path):
     for row in (full, fopru):
         store_result(tmp_path, small, row, "pope", right(0.8), protocol={"batch": 16})
         store_timing(tmp_path, small, row, "pope", 100, 20)
-    assert "timing batch 1" in show(small, tmp_path)
+    assert "timing batch 1" in show(small, tmp_path, full=True)
     store_timing(tmp_path, small, fopru, "pope", 100, 20, protocol={"batch": 4})
     with pytest.raises(MixedResults, match="timing results .*(\n.*)*batch: 1"):
         show(small, tmp_path)
@@ -220,7 +224,7 @@ def test_a_difference_of_provenance_is_listed_not_refused(small, tmp_path):
     fill(small, tmp_path, full=(0.9, 0.6))
     provenance = {"commit": "def5678", "device": "NVIDIA H100", "versions": {"torch": "2.14.0"}}
     store_result(tmp_path, small, small.rows[2], "pope", right(0.8), provenance=provenance)
-    text = show(small, tmp_path)
+    text = show(small, tmp_path, full=True)
     assert "commit abc1234, def5678" in text
     assert "device NVIDIA A40, NVIDIA H100" in text
     assert "torch version 2.13.0, 2.14.0" in text
@@ -299,7 +303,78 @@ def test_rows_are_tested_against_the_unpruned_row(small, tmp_path):
     store_result(tmp_path, small, full, "pope", before)
     store_result(tmp_path, small, hivtp, "pope", after, answers=answers)
     tests = show(small, tmp_path, rows="hivtp").split("\n\n")[3]  # the reference is not shown
-    assert re.search(r"\| -10.00 \(p < 0.001\), 89.5 % +\| +- \|", tests)
+    assert re.search(r"\| \*\*-10.00\*\* \(p < 0.001\), 89.5 % +\| +- \|", tests)
+
+
+def table_of(path, out, *options):
+    done = CliRunner().invoke(app, ["table", str(path), "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_every_row_can_be_paired_with_any(small, tmp_path):
+    """Against HIVTP: the unpruned row, too; the mean, and Holm over all nine cells."""
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5), random=(0.7, 0.45), fopru=(0.86, 0.5))
+    text = table_of(small.path, tmp_path, "--against", "hivtp")
+    pairs, said = text.split("\n\n")[3:5]
+    assert "HIVTP" not in pairs
+    # eight won, none lost: 2 / 2 ** 8, the sixth smallest of nine, so times four
+    assert re.search(r"nothing pruned .* \*\*\+4.00\*\* \(p 0.031\), 96.0 %", pairs)
+    assert re.search(r"random .*\*\*-16.00\*\* \(p < 0.001\), 84.0 %", pairs)
+    assert re.search(r"FoPru .* \+0.00 \(p 1.000\), 100.0 % .* \+0.00 \(p 1.000\)", pairs)
+    assert pairs.splitlines()[0].split("|")[-2].strip() == "mean"
+    assert said.startswith("Difference in points to HIVTP (r=2, k=25, c=2) on the same documents")
+    assert "corrected by Holm over the 9 cells" in said
+    wrong = CliRunner().invoke(app, ["table", str(small.path), "--against", "hivpt"])
+    assert "no row 'hivpt'; choose from full, fopru" in wrong.output
+    several = CliRunner().invoke(app, ["table", str(small.path), "--against", "paper"])
+    assert "one row is needed, not 'paper'" in several.output
+
+
+def test_a_wide_table_is_folded_to_the_width_asked_for(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
+    wide, folded = (table_of(small.path, tmp_path, "--width", width) for width in ("0", "80"))
+    rows = [line for line in folded.splitlines() if line.startswith("|")]
+    assert max(map(len, rows)) <= 80
+    assert max(len(line) for line in wide.splitlines() if line.startswith("|")) > 120
+    for number in re.findall(r"\d+\.\d+", wide):
+        assert number in folded
+
+
+def test_the_protocol_is_short_unless_asked_for(small, tmp_path):
+    fill(small, tmp_path, full=(0.9, 0.6))
+    short, full = table_of(small.path, tmp_path), table_of(small.path, tmp_path, "--protocol")
+    assert "- Protocol: dtype float16; 3 more with --protocol." in short
+    assert "- Provenance: commit abc1234; device NVIDIA A40; date 2026-11-20." in short
+    assert "gqa version 1; lmms_eval 0.7.3; pope version 1" in full
+    assert "torch version 2.13.0" in full
+
+
+def test_patches_of_another_grid_make_no_table(table, tmp_path):
+    config = table("pope", rows=("full",))
+    config.write_text(config.read_text().replace("patches: 16", "patches: 576"))
+    done = CliRunner().invoke(app, ["table", str(config), "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "patches is 576, but a tile of" in done.output
+
+
+def test_a_method_of_ones_own_has_a_name_and_a_set(tmp_path):
+    path = tmp_path / "small.yaml"
+    (tmp_path / "mine.py").write_text(MINE.replace("from mine_score import score\n", ""))
+    rows = OWN.replace("mine:Mine", f"{tmp_path / 'mine.py'}:Mine")
+    named = rows.replace("id: mine", "id: named, name: 'Mine, second try'")
+    path.write_text(SMALL + rows + named)
+    text = table_of(path, tmp_path)
+    assert "| Mine (own) " in text
+    assert "| Mine, second try (own) " in text
+    assert [row.id for row in select_rows(load_table(path), "own")] == ["mine", "named"]
+
+
+def test_a_method_whose_counts_are_calibrated_stands_apart(tmp_path):
+    path = tmp_path / "small.yaml"
+    (tmp_path / "mine.py").write_text(CALIBRATED)
+    path.write_text(SMALL + OWN.replace("mine:Mine", f"{tmp_path / 'mine.py'}:Mine"))
+    assert load_table(path).rows[-1].section == "50 %, calibrated"
 
 
 def test_csv_has_every_cell_with_what_is_known_about_it(small, tmp_path):
@@ -308,15 +383,18 @@ def test_csv_has_every_cell_with_what_is_known_about_it(small, tmp_path):
         (cell["row"], cell["column"]): cell
         for cell in csv.DictReader(io.StringIO(show(small, tmp_path, format="csv")))
     }
-    assert len(cells) == 4 * 5
+    assert len(cells) == 4 * 7
     cell = cells["hivtp", "pope"]
     assert (cell["ours"], cell["paper"], cell["delta"]) == ("86.00", "85.10", "+0.90")
     assert float(cell["difference"]) == pytest.approx(-4)
     # eight documents were lost, none won
     assert float(cell["p_value"]) == pytest.approx(2 * 0.5**8)
-    values = right(0.86)
-    half = 1.9720 * np.std(values, ddof=1) / np.sqrt(200) * 100
-    assert float(cell["half_width"]) == pytest.approx(half, abs=0.01)
+    # of two tests, the larger p stays as it is or follows the smaller one
+    assert float(cell["corrected"]) >= float(cell["p_value"])
+    assert cell["against"] == "full"
+    known = binomtest(172, 200).proportion_ci(method="wilson")
+    assert float(cell["low"]) == pytest.approx(100 * known.low, abs=0.1)
+    assert float(cell["high"]) == pytest.approx(100 * known.high, abs=0.1)
     assert cells["random", "pope"]["ours"] == cells["random", "pope"]["paper"] == "-"
 
 
@@ -328,9 +406,9 @@ def test_latex_escapes_and_balances(small, tmp_path):
     assert len(begun) == body.count(r"\end{tabular}") == 2
     for line in body:
         if line.endswith(r"\\"):
-            assert line.count(" & ") in (4, 7)  # names, then two benchmarks or five columns
+            assert line.count(" & ") in (5, 9)  # names, then two benchmarks and their mean or all
         assert not re.search(r"(?<!\\)[%_]|[±Δ]", line)
-    assert r"\textbf{86.00} $\pm$" not in text  # alone in its block, it beats nobody
+    assert r"\textbf{86.00}" not in text  # alone in its block, it beats nobody
     assert r"\textbf{85.10}" in text
 
 
@@ -368,8 +446,12 @@ def test_few_questions_of_ocrbench_count_in_percent_and_are_labelled(tmp_path):
     store_result(tmp_path, table, rows["full"], "ocrbench", right(0.75, 40), score=3.0)
     store_result(tmp_path, table, rows["hivtp"], "ocrbench", right(0.312, 1000))
     text = show(table, tmp_path)
-    (full,) = (c for c in lines_of(text, "nothing pruned")["ours"] if c.startswith("75.00 ± "))
-    (hivtp,) = (c for c in lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"] if "31.20 ± " in c)
+    assert lines_of(text, "nothing pruned")["ours"][2].startswith("75.00 [")
+    (hivtp,) = (
+        c
+        for c in lines_of(text, "HIVTP (r=2, k=25, c=2)")["ours"]
+        if "31.20 [" in c and "4" in c[:10] + "4"
+    )
     assert "OCRBench asked 40 questions here: percent of these, not points of 1000." in text
     assert "OCRBench asked 1000" not in text
 
@@ -442,12 +524,13 @@ def test_a_stale_result_is_neither_done_nor_in_the_table(small, tmp_path, monkey
 def test_the_unpruned_row_is_no_baseline_once_it_is_stale(small, tmp_path, monkeypatch):
     fill(small, tmp_path, full=(0.9, 0.6), hivtp=(0.86, 0.5))
     (before,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
-    assert set(before.paired) == {"pope", "gqa"}
+    assert set(before.paired) == {"pope", "gqa", "mean"}
     known, changed = Code.of, other_code("llava_hivtp.pruners.base")
     monkeypatch.setattr(
         Code, "of", lambda self, row: (changed if row.id == "full" else known)(self, row)
     )
     (after,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
+    assert before.values.pop("relative") < 100
     assert after.values == before.values
     assert not after.paired
 
@@ -462,6 +545,19 @@ from llava_hivtp.pruners.base import ScorePruner
 class Mine(ScorePruner):
     def score(self, features):
         return score(features)
+"""
+
+
+CALIBRATED = """\
+from dataclasses import dataclass
+from typing import ClassVar
+from llava_hivtp.pruners.base import Pruner
+
+
+@dataclass
+class Mine(Pruner):
+    keep: float = 1.0
+    calibrated: ClassVar[bool] = True
 """
 
 

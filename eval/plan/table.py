@@ -146,6 +146,15 @@ def select_rows(table: Table, names: str | None = None) -> tuple[Row, ...]:
     return tuple(row for i, row in enumerate(table.rows, 1) if not wanted or i in chosen)
 
 
+def one_row(table: Table, name: str) -> Row:
+    """The row of this id, pattern or number; an error if it is none or several."""
+    found = select_rows(table, name)
+    if len(found) != 1:
+        ids = ", ".join(row.id for row in found or table.rows)
+        raise ConfigError(f"{table.path}: one row is needed, not {name!r}; choose from {ids}")
+    return found[0]
+
+
 def select_tasks(table: Table, names: str | None = None) -> tuple[str, ...]:
     """Tasks by name or column (`mmb`), in the table's order; all without names."""
     wanted = set(_split(names))
@@ -190,21 +199,23 @@ def _row(path: Path, entry: Mapping, table: Table) -> Row:
     chosen = entry.get("set", "own" if ":" in pruner else "paper")
     if chosen not in SETS:
         raise error_at(path, entry, "set", f"set must be one of {SETS}, got {chosen!r}")
+    absent, calibrated = _method(path, entry)
+    apart = ", calibrated" if calibrated else ""  # not held to the block, so not compared in it
     row = Row(
         id=identity,
         pruner=pruner,
         arguments={key: _argument(path, entry, key) for key in entry if key not in _ROW_KEYS},
         block=block,
-        section=entry.get("section", f"{block} %"),
+        section=entry.get("section", f"{block} %{apart}"),
         set=chosen,
         printed=_printed(path, entry, table.tasks),
         layout=table.layout,
         where=f"{path}:{entry.line}",
         name=entry.get("name", ""),
-        absent=_absent(path, entry),
+        absent=absent,
     )
-    if not row.absent:
-        _check_budget(path, entry, row, table.patches)
+    if not absent:
+        _check_budget(path, entry, row, 100 if calibrated else block, table.patches)
     return row
 
 
@@ -216,17 +227,19 @@ def _argument(path: Path, entry: Mapping, key: str) -> Any:
     return value
 
 
-def _absent(path: Path, entry: Mapping) -> str:
-    """Why a method's module cannot be imported; an error for a name that nobody has."""
+def _method(path: Path, entry: Mapping) -> tuple[str, bool]:
+    """Why a method's module cannot be imported, and whether its counts are calibrated.
+
+    A name that nobody has is an error.
+    """
     from llava_hivtp.pruners import find_pruner
 
     try:
-        find_pruner(entry["pruner"])
+        return "", find_pruner(entry["pruner"]).calibrated
     except ValueError as error:
         if error.__cause__ is None:
             raise error_at(path, entry, "pruner", f"row '{entry['id']}': {error}") from error
-        return str(error)
-    return ""
+        return str(error), False
 
 
 def _printed(path: Path, entry: Mapping, tasks: Sequence[str]) -> dict[str, Decimal | int]:
@@ -246,14 +259,14 @@ def _printed(path: Path, entry: Mapping, tasks: Sequence[str]) -> dict[str, Deci
     return dict(printed)
 
 
-def _check_budget(path: Path, entry: Mapping, row: Row, patches: int) -> None:
-    """An error unless the method takes the row's arguments and stays within its block."""
+def _check_budget(path: Path, entry: Mapping, row: Row, block: int, patches: int) -> None:
+    """An error unless the method takes the row's arguments and stays within a block."""
     pruner = row.build()
     try:
         kept = pruner.budget(1, patches)
     except Exception as error:  # a method of the user's may fail in any way
         raise error_at(path, entry, None, f"row '{row.id}': {error}") from error
-    allowed = row.block * patches // 100
+    allowed = block * patches // 100
     if kept > allowed:
         raise error_at(
             path,

@@ -50,6 +50,14 @@ def misfit(table: Table, tower: Tower) -> str | None:
     )
 
 
+def misfit_here(table: Table) -> str | None:
+    """The same for a checkpoint that may not be here: then nothing is known."""
+    try:
+        return misfit(table, read_tower(table.model))
+    except (OSError, ValueError, ImportError):
+        return None
+
+
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())

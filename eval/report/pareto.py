@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from eval.benchmarks.records import BENCHMARKS
 from eval.plan.names import display_name
 from eval.plan.table import load_table
 from eval.report.picture import DPI, Picture, save
-from eval.results.collect import Collected, Measured, collect
+from eval.results.collect import Collected, collect
+from eval.results.stats import Interval
 
 COSTS = {"tokens": "kept patch tokens", "ttft_ms": "time to first token (ms)"}
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -22,13 +21,13 @@ MARKERS = "osD^vP*X<>ph8"
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a table; each half width is of a 95 % interval, None where none is known."""
+    """One row of a table; intervals are of 95 %, None where none is known."""
 
     method: str
     cost: float
     accuracy: float  # percent of the unpruned model's, mean over the benchmarks
-    cost_half_width: float | None = None
-    accuracy_half_width: float | None = None  # of the row's own scores
+    cost_interval: Interval | None = None
+    accuracy_interval: Interval | None = None  # of the ratio, questions paired
 
 
 def make_pareto(config: Path, results: Path, model: str | None, out: Path) -> None:
@@ -48,31 +47,17 @@ def make_pareto(config: Path, results: Path, model: str | None, out: Path) -> No
 
 def points(collected: Collected, cost: str) -> list[Point]:
     """Every row with all its benchmarks and this cost; incomplete rows are left out."""
-    columns = [BENCHMARKS[task].column for task in collected.table.tasks]
-    full = next((m for m in collected.rows if m.row.pruner == "none"), None)
-    if full is None or not all(full.values.get(column) for column in columns):
-        return []
     return [
-        _point(measured, full, columns, cost)
+        Point(
+            measured.row.name or display_name(measured.row.pruner),
+            measured.values[cost],
+            measured.values["relative"],
+            measured.intervals.get(cost),
+            measured.intervals.get("relative"),
+        )
         for measured in collected.rows
-        if _complete(measured, [*columns, cost])
+        if {cost, "relative"} <= measured.values.keys() and cost not in measured.partial
     ]
-
-
-def _point(measured: Measured, full: Measured, columns: Sequence[str], cost: str) -> Point:
-    shares = [measured.values[c] / full.values[c] for c in columns]
-    widths = [measured.half_widths.get(c) for c in columns]
-    spread = None
-    if None not in widths:  # different questions: errors of the benchmarks add up by squares
-        own = [width / full.values[c] for width, c in zip(widths, columns, strict=True)]
-        spread = 100 * math.hypot(*own) / len(columns)
-    return Point(
-        display_name(measured.row.pruner),
-        measured.values[cost],
-        100 * sum(shares) / len(columns),
-        measured.half_widths.get(cost),
-        spread,
-    )
 
 
 def frontier(found: Sequence[Point]) -> list[Point]:
@@ -97,8 +82,8 @@ def draw_pareto(collected: Collected) -> Picture | None:
         _plot(panel, found, methods)
         panel.set_xlabel(COSTS[cost], fontsize=9)
     axes[0].set_ylabel("score, % of the unpruned model's\n(mean over the benchmarks)", fontsize=9)
-    if any(p.accuracy_half_width or p.cost_half_width for found in panels.values() for p in found):
-        axes[0].set_title("bars: 95 % intervals of each row's own", fontsize=8, loc="left")
+    if any(p.accuracy_interval or p.cost_interval for found in panels.values() for p in found):
+        axes[0].set_title("bars: 95 % intervals", fontsize=8, loc="left")
     if "ttft_ms" in panels and collected.timing_device:
         axes[-1].set_title(f"times from: {collected.timing_device}", fontsize=8, loc="right")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -142,8 +127,8 @@ def _bars(axes: Axes, point: Point, color: str) -> None:
     axes.errorbar(
         point.cost,
         point.accuracy,
-        xerr=point.cost_half_width,
-        yerr=point.accuracy_half_width,
+        xerr=_arms(point.cost, point.cost_interval),
+        yerr=_arms(point.accuracy, point.accuracy_interval),
         fmt="none",
         ecolor=color,
         elinewidth=0.8,
@@ -152,5 +137,5 @@ def _bars(axes: Axes, point: Point, color: str) -> None:
     )
 
 
-def _complete(measured: Measured, columns: Sequence[str]) -> bool:
-    return all(measured.values.get(c) is not None and c not in measured.partial for c in columns)
+def _arms(value: float, interval: Interval | None) -> list[list[float]] | None:
+    return [[value - interval[0]], [interval[1] - value]] if interval else None

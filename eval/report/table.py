@@ -1,48 +1,65 @@
 """A paper's table as text: ours, the paper's numbers, the difference.
 
-Reads files only; needs neither torch nor a model, so that a table can be rebuilt anywhere.
+Reads files only; needs no model, so that a table can be rebuilt anywhere.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.names import display_name
 from eval.plan.table import TIMES, Row, Table
 from eval.report import text
 from eval.report.text import MISSING, Cell, Line
-from eval.results.collect import DIGITS, Collected, Measured
+from eval.results.collect import DIGITS, Collected
+from eval.results.compare import LEVEL, MEANS, Measured
 from eval.results.stats import Paired
 
+SHORT_PROTOCOL = (
+    "checkpoint", "checkpoint digest", "dtype", "attention", "quantization", "batch size",
+    "conversation template", "lmms-eval",
+)  # fmt: skip
+SHORT_PROVENANCE = ("commit", "device", "date")
+PAIRED = ("difference", "p_value", "corrected", "same_answers")
 HEADINGS = {
     "retain": "r_retain %",
     "tokens": "tokens",
     "newlines": "newlines",
+    "mean": "mean",
+    "relative": "% of unpruned",
     "ttft_ms": "TTFT ms",
     "throughput": "tokens/s",
     **{benchmark.column: benchmark.title for benchmark in BENCHMARKS.values()},
 }
-SETS = {"paper": "", "control": " (control)", "beyond": " (beyond the paper)"}
+SETS = {"paper": "", "control": " (control)", "beyond": " (beyond the paper)", "own": " (own)"}
 INTERVALS = (
-    "± is half a 95 % confidence interval (normal theory with t quantiles, documents about one "
-    "image as one group)."
+    "[low, high] is a 95 % confidence interval: Wilson's, with the number of questions that the "
+    "spread between groups stands for (documents about one image are one group); by the delta "
+    "method for % of unpruned."
 )
-TESTS = (
-    "Difference in points to the unpruned row on the same documents (two-sided p: McNemar exact "
-    "where every document stands alone and is right or wrong, else a sign-flip permutation of the "
-    "groups; not corrected for the number of cells), then the share of answers equal to its own."
+BOLD = (
+    "Bold, ours: better than every other row of its block, each p < 0.05 (Holm within the block; "
+    "times: intervals apart). Bold, paper: the highest number it prints in a block."
 )
 
 
-def render(found: Sequence[Collected], format: str) -> str:
-    """Tables as text, one per checkpoint; as "md", "csv" or "latex"."""
+def render(found: Sequence[Collected], format: str, full: bool = False, width: int = 0) -> str:
+    """Tables as text, one per checkpoint; as "md", "csv" or "latex".
+
+    Args:
+        found: what to show.
+        format: how.
+        full: list the whole protocol and provenance, not what matters most of it.
+        width: letters of a line; wider Markdown tables are folded. 0: never.
+    """
     if format == "csv":
         return _csv(found)
-    write = {"md": _markdown, "latex": _latex}[format]
-    return "\n\n".join(write(collected) for collected in found)
+    if format == "latex":
+        return "\n\n".join(_latex(collected, full) for collected in found)
+    return "\n\n".join(_markdown(collected, full, width) for collected in found)
 
 
 def method_name(row: Row) -> str:
@@ -50,27 +67,26 @@ def method_name(row: Row) -> str:
     implied = {"keep", "dominant", "contextual"}
     shown = [word for word in row.spelled.split(",") if word.split("=")[0] not in implied | {""}]
     arguments = f" ({', '.join(shown)})" if shown else ""
-    return display_name(row.pruner) + arguments + SETS[row.set]
+    return (row.name or display_name(row.pruner) + arguments) + SETS[row.set]
 
 
 def columns(collected: Collected) -> list[str]:
     """Columns to show: every benchmark, and the counts and times that somebody has."""
     benchmarks = [BENCHMARKS[task].column for task in collected.table.tasks]
     known = {name for row in collected.rows for name in (*row.values, *row.row.printed)}
-    around = [["retain", "tokens", "newlines"], benchmarks, list(TIMES)]
+    around = [["retain", "tokens", "newlines"], benchmarks, list(MEANS), list(TIMES)]
     return [c for part in around for c in part if c in known or c in benchmarks]
 
 
 def lines(collected: Collected) -> list[Line]:
     """Per row what we measured, what the paper prints, and the difference where there is one."""
     shown = columns(collected)
-    ours_best = _best(collected, shown, _comparable)
-    printed_best = _best(collected, shown, _printed)
+    printed_best = _printed_best(collected)
     found = []
     for measured in collected.rows:
         row = measured.row
         name = row.section, method_name(row)
-        ours = [_ours(collected, measured, c, (row.id, c) in ours_best) for c in shown]
+        ours = [_ours(collected, measured, c) for c in shown]
         found.append(Line(*name, "ours", ours))
         if not row.printed or collected.limit is not None:
             continue
@@ -83,27 +99,32 @@ def lines(collected: Collected) -> list[Line]:
 
 
 def tests(collected: Collected) -> list[Line]:
-    """Every row against the unpruned one; empty without samples."""
-    benchmarks = _benchmarks(collected.table)
+    """Every row against the chosen one; empty without samples."""
+    shown = _tested(collected)
     return [
         Line(
             measured.row.section,
             method_name(measured.row),
             "",
-            [_paired(measured.paired.get(column)) for column in benchmarks],
+            [_paired(measured.paired.get(column)) for column in shown],
         )
         for measured in collected.rows
         if measured.paired
     ]
 
 
-def footer(collected: Collected) -> list[str]:
+def footer(collected: Collected, full: bool = False) -> list[str]:
     """What the numbers mean, where they come from, and what is odd about them."""
     shown = collected.table
     meanings = [f"{HEADINGS[column]} {meaning}" for column, meaning in shown.protocol.items()]
     said = [f"Columns: {'; '.join(meanings)}. Layout {shown.layout}."]
-    if any(row.half_widths for row in collected.rows):
-        said.append(INTERVALS)
+    if any(row.intervals for row in collected.rows):
+        said += [INTERVALS, BOLD]
+    if any("relative" in row.values for row in collected.rows):
+        said.append(
+            f"Mean: of the {len(shown.tasks)} benchmarks, each on 0 to 100; % of unpruned: mean of "
+            "the scores in percent of the unpruned row's, the paper's from its cells."
+        )
     if any(row.partial for row in collected.rows):
         said.append("(n/m): a mean over n of the table's m tasks; not compared.")
     if not collected.on_printed_model:
@@ -119,13 +140,29 @@ def footer(collected: Collected) -> list[str]:
         printed = f"; the paper's on {shown.device}{other}" if shown.device else ""
         said.append(f"Times: ours on {collected.timing_device}{printed}.")
     if collected.protocol:
-        said.append("Protocol: " + _listed(collected.protocol.items()) + ".")
+        said.append(_protocol(collected, full))
     if collected.provenance:
-        listed = [(name, ", ".join(values)) for name, values in collected.provenance.items()]
-        said.append("Provenance: " + _listed(listed) + ".")
+        said.append(_provenance(collected, full))
     else:
         said.append("There are no results yet.")
     return [*said, *collected.notes]
+
+
+def _protocol(collected: Collected, full: bool) -> str:
+    """All that was equal between the rows, or what one asks for first."""
+    protocol = collected.protocol
+    if full:
+        return f"Protocol: {_listed(protocol.items())}."
+    short = [f"{name} {protocol[name]}" for name in SHORT_PROTOCOL if name in protocol]
+    return f"Protocol: {', '.join(short)}; {len(protocol) - len(short)} more with --protocol."
+
+
+def _provenance(collected: Collected, full: bool) -> str:
+    listed = {name: ", ".join(values) for name, values in collected.provenance.items()}
+    if full:
+        return f"Provenance: {_listed(listed.items())}."
+    short = [f"{name} {listed[name]}" for name in SHORT_PROVENANCE if name in listed]
+    return f"Provenance: {'; '.join(short)}."
 
 
 def _title(collected: Collected) -> str:
@@ -136,22 +173,14 @@ def _title(collected: Collected) -> str:
     return f"DRY RUN over {collected.limit} documents per task, no result: {title}"
 
 
-def _best(
-    collected: Collected,
-    shown: Iterable[str],
-    value: Callable[[Measured, str], float | None],
-) -> set[tuple[str, str]]:
-    """(row id, column) of the best number in each section, ties included, if there is a choice."""
-    if collected.limit is not None:
-        return set()
-    contested = {*_benchmarks(collected.table), *TIMES} & set(shown)
+def _printed_best(collected: Collected) -> set[tuple[str, str]]:
+    """(row id, column) of the best printed number in each section, ties included."""
+    contested = {*_benchmarks(collected.table), *TIMES}
     found: dict[tuple[str, str], dict[str, float]] = {}  # (section, column) -> row id -> number
-    for measured in collected.rows:
-        for column in contested:
-            number = value(measured, column)
-            if number is not None and measured.row.pruner != "none":
-                cells = found.setdefault((measured.row.section, column), {})
-                cells[measured.row.id] = number
+    for row in (measured.row for measured in collected.rows if measured.row.pruner != "none"):
+        for column in contested & row.printed.keys():
+            cells = found.setdefault((row.section, column), {})
+            cells[row.id] = float(row.printed[column])
     best = set()
     for (_, column), cells in found.items():
         top = (min if column == "ttft_ms" else max)(cells.values())
@@ -160,29 +189,21 @@ def _best(
     return best
 
 
-def _comparable(measured: Measured, column: str) -> float | None:
-    """Ours as shown; a mean that lacks tasks competes with nobody."""
-    number = measured.values.get(column)
-    if number is None or column in measured.partial:
-        return None
-    return round(number, DIGITS.get(column, 2))
-
-
-def _printed(measured: Measured, column: str) -> float | None:
-    return measured.row.printed.get(column)
-
-
-def _ours(collected: Collected, measured: Measured, column: str, best: bool) -> Cell:
+def _ours(collected: Collected, measured: Measured, column: str) -> Cell:
     extra = ""
-    if column in measured.half_widths:
-        extra = f"± {_number(measured.half_widths[column], column)}"
+    if column in measured.intervals:
+        low, high = (_number(end, column) for end in measured.intervals[column])
+        extra = f"[{low}, {high}]"
     if column in measured.partial:
         extra = f"({measured.partial[column]}/{len(collected.table.tasks)})"
+    best = column in measured.best and collected.limit is None
     return Cell(_number(measured.values.get(column), column), extra, best)
 
 
 def _theirs(collected: Collected, row: Row, column: str, best: bool) -> Cell:
     """The printed number, with the split it is of where that is not ours."""
+    if column == "relative" and (relative := collected.printed_relative(row)):
+        return Cell(_number(relative, column))
     if column not in row.printed:
         return Cell()
     split = collected.printed_on.get(column)
@@ -192,9 +213,20 @@ def _theirs(collected: Collected, row: Row, column: str, best: bool) -> Cell:
 def _paired(paired: Paired | None) -> Cell:
     if paired is None:
         return Cell()
-    p_value = "< 0.001" if paired.p_value < 0.001 else f"{paired.p_value:.3f}"
+    p_value = "< 0.001" if paired.corrected < 0.001 else f"{paired.corrected:.3f}"
     same = f"{100 * paired.same_answers:.1f} %"
-    return Cell(f"{paired.difference:+.2f}", f"(p {p_value}), {same}")
+    return Cell(f"{paired.difference:+.2f}", f"(p {p_value}), {same}", paired.corrected < LEVEL)
+
+
+def _tests_are(collected: Collected) -> str:
+    """What the second table shows."""
+    cells = sum(len(measured.paired) for measured in collected.rows)
+    return (
+        f"Difference in points to {method_name(collected.against)} on the same documents, then the "
+        "share of answers equal to its own. Two-sided p: McNemar exact where every document stands "
+        "alone and is right or wrong, else a sign-flip permutation of the groups, normal for the "
+        f"mean; corrected by Holm over the {cells} cells of this table, bold below 0.05."
+    )
 
 
 def _number(value: float | None, column: str, sign: str = "") -> str:
@@ -205,40 +237,48 @@ def _benchmarks(table: Table) -> list[str]:
     return [BENCHMARKS[task].column for task in table.tasks]
 
 
-def _markdown(collected: Collected) -> str:
+def _markdown(collected: Collected, full: bool, width: int) -> str:
+    headings = [HEADINGS[column] for column in columns(collected)]
     parts = [
         f"## {_title(collected)}",
-        text.markdown([HEADINGS[c] for c in columns(collected)], lines(collected)),
-        "\n".join(f"- {line}" for line in footer(collected)),
+        text.markdown(headings, lines(collected), width),
+        "\n".join(f"- {line}" for line in footer(collected, full)),
     ]
     tested = tests(collected)
     if tested:
-        parts += [text.markdown(_test_headings(collected), tested), TESTS]
+        parts += [text.markdown(_test_headings(collected), tested, width), _tests_are(collected)]
     return "\n\n".join(parts)
 
 
-def _latex(collected: Collected) -> str:
+def _latex(collected: Collected, full: bool) -> str:
     parts = [
         f"% {_title(collected)}",
         text.latex([HEADINGS[c] for c in columns(collected)], lines(collected)),
-        *(f"% {line}" for line in footer(collected)),
+        *(f"% {line}" for line in footer(collected, full)),
     ]
     tested = tests(collected)
     if tested:
-        parts += [f"% {TESTS}", text.latex(_test_headings(collected), tested)]
+        parts.append(f"% {_tests_are(collected)}")
+        parts.append(text.latex(_test_headings(collected), tested))
     return "\n".join(parts)
 
 
+def _tested(collected: Collected) -> list[str]:
+    """Columns of the second table."""
+    means = any("mean" in measured.paired for measured in collected.rows)
+    return [*_benchmarks(collected.table), *(["mean"] if means else [])]
+
+
 def _test_headings(collected: Collected) -> list[str]:
-    return [HEADINGS[column] for column in _benchmarks(collected.table)]
+    return [HEADINGS[column] for column in _tested(collected)]
 
 
 def _csv(found: Sequence[Collected]) -> str:
     """One line per cell, with all that is known about it."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    names = "model limit row method set block column ours half_width partial paper delta"
-    writer.writerow([*names.split(), "difference", "p_value", "same_answers"])
+    names = "model limit row method set block column ours low high partial paper delta"
+    writer.writerow([*names.split(), "against", *PAIRED])
     for collected in found:
         for measured in collected.rows:
             for column in columns(collected):
@@ -248,6 +288,7 @@ def _csv(found: Sequence[Collected]) -> str:
 
 def _record(collected: Collected, measured: Measured, column: str) -> list[object]:
     row, paired = measured.row, measured.paired.get(column)
+    low, high = measured.intervals.get(column, (None, None))
     return [
         collected.table.model,
         "" if collected.limit is None else collected.limit,
@@ -257,11 +298,13 @@ def _record(collected: Collected, measured: Measured, column: str) -> list[objec
         row.section,
         column,
         _number(measured.values.get(column), column),
-        _number(measured.half_widths.get(column), column),
+        _number(low, column),
+        _number(high, column),
         measured.partial.get(column, ""),
         row.printed.get(column, MISSING),
         _number(collected.delta(measured, column), column, "+"),
-        *([paired.difference, paired.p_value, paired.same_answers] if paired else [MISSING] * 3),
+        *([collected.against.id] if paired else [MISSING]),
+        *(getattr(paired, name, MISSING) for name in PAIRED),
     ]
 
 

@@ -30,10 +30,24 @@ class Line:
     cells: list[Cell]
 
 
-def markdown(headings: Sequence[str], lines: Sequence[Line]) -> str:
-    """Lines as a pipe table."""
+def markdown(headings: Sequence[str], lines: Sequence[Line], width: int = 0) -> str:
+    """Lines as a pipe table; as several, one below the other, where one is wider than `width`."""
     body = [[*names, *map(_markdown, line.cells)] for names, line in _named(lines)]
-    return pipes([["block", "method", "", *headings], *body], left=3)
+    rows = [["block", "method", "", *headings], *body]
+    whole = pipes(rows, left=3)
+    if not width or len(whole.partition("\n")[0]) <= width:
+        return whole
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    parts: list[list[int]] = []
+    for column in range(3, len(widths)):
+        used = sum(widths[:3]) + 1 + sum(widths[c] for c in parts[-1]) if parts else 0
+        if not parts or used + widths[column] > width:
+            parts.append([])
+        parts[-1].append(column)
+    return "\n\n".join(
+        pipes([row[:3] + [row[column] for column in part] for row in rows], left=3)
+        for part in parts
+    )
 
 
 def latex(headings: Sequence[str], lines: Sequence[Line]) -> str:

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.benchmarks.record import Benchmark
 from eval.benchmarks.records import BENCHMARKS
+from eval.plan.reader import ConfigError
 from eval.plan.table import TIMES, Row, Table
+from eval.plan.tower import misfit_here
 from eval.plan.units import Unit
-from eval.results import stats
 from eval.results.agree import agreed, text_of
+from eval.results.compare import Measured, compare_rows, mark_best_times
 from eval.results.records import Result, Timing
 from eval.results.shelf import Shelf
 
-DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "ttft_ms": 1}  # two otherwise
+DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "relative": 1, "ttft_ms": 1}  # two otherwise
 
 T = TypeVar("T")
 ByTask = dict[str, Result]  # of one row
 TimesByTask = dict[str, Timing]
-
-
-@dataclass
-class Measured:
-    """The stored numbers of one row, by column."""
-
-    row: Row
-    values: dict[str, float] = field(default_factory=dict)
-    half_widths: dict[str, float] = field(default_factory=dict)  # half of a 95 % interval
-    paired: dict[str, stats.Paired] = field(default_factory=dict)  # against the unpruned row
-    partial: dict[str, int] = field(default_factory=dict)  # a mean over this many tasks, not all
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,7 @@ class Collected:
 
     table: Table
     limit: int | None
+    against: Row | None  # what every other row is paired with
     rows: tuple[Measured, ...]
     protocol: dict[str, str]
     provenance: dict[str, list[str]]
@@ -62,6 +53,15 @@ class Collected:
         found = {BENCHMARKS[t].column: BENCHMARKS[t].printed_on for t in self.table.tasks}
         return {column: split for column, split in found.items() if split}
 
+    def printed_relative(self, row: Row) -> float | None:
+        """What the paper's cells give as % of unpruned, where it prints every benchmark."""
+        columns = [BENCHMARKS[task].column for task in self.table.tasks]
+        full = self.table.unpruned
+        if full is None or self.printed_on or not {*columns} <= row.printed.keys() & full.printed:
+            return None
+        shares = [float(row.printed[c]) / float(full.printed[c]) for c in columns]
+        return 100 * sum(shares) / len(shares)
+
     def delta(self, measured: Measured, column: str) -> float | None:
         """Ours minus the paper's; None where the two are not the same thing."""
         ours, printed = measured.values.get(column), measured.row.printed.get(column)
@@ -82,12 +82,19 @@ def collect(
     device: str | None = None,
     tests: bool = True,
     stale: bool = False,
+    against: Row | None = None,
 ) -> Collected:
     """Read the results of these rows; `MixedResults` if their protocols differ.
 
-    Without `tests` the samples stay unread: no intervals, no comparison with the unpruned row.
-    Results of another checkpoint or other code than those here count with `stale` only.
+    Every row is paired with `against`, by default the unpruned row. Without `tests` the samples
+    stay unread: no intervals, no comparisons, no means over benchmarks. Results of another
+    checkpoint or other code than those here count with `stale` only.
+
+    Raises:
+        ConfigError: if the checkpoint is here and the table's `patches` are not its own.
     """
+    if wrong := misfit_here(table):
+        raise ConfigError(wrong)
     shelf = Shelf(table, out, rows, limit=limit, stale=stale)
     results = {row.id: _by_task(shelf, row, shelf.result) for row in rows}
     timings = {row.id: _by_task(shelf, row, shelf.timing) for row in rows}
@@ -98,12 +105,13 @@ def collect(
     provenance = _provenance([*_records(results), *_records(timings)])
     timings, timing_device, notes = _one_device(timings, device)
     measured = {row.id: _measure(table, row, results[row.id], timings[row.id]) for row in rows}
-    if tests:
-        for task in table.tasks:
-            notes += _test(shelf, task, list(measured.values()))
+    against = against or table.unpruned
+    found = tuple(measured.values())
+    notes += compare_rows(shelf, found, against) if tests else []
+    mark_best_times(found)
     notes += [*_stale_notes(shelf), *_short_notes(results.values())]
     return Collected(
-        table, limit, tuple(measured.values()), protocol, provenance, timing_device, tuple(notes)
+        table, limit, against, found, protocol, provenance, timing_device, tuple(notes)
     )
 
 
@@ -153,54 +161,6 @@ def _add_mean(measured: Measured, column: str, mean: float | None, tasks: int, o
         measured.partial[column] = tasks
 
 
-def _test(shelf: Shelf, task: str, rows: Sequence[Measured]) -> list[str]:
-    """Add intervals and paired tests from the samples of one task; returns what was amiss."""
-    unpruned = _groups(shelf, shelf.table.unpruned, task)
-    notes = []
-    for measured in rows:
-        if BENCHMARKS[task].column in measured.values:
-            groups = _groups(shelf, measured.row, task)
-            note = _test_row(measured, task, groups, unpruned)
-            notes += [f"{measured.row.id}, {task}: {note}."] if note else []
-            notes += _strata_note(BENCHMARKS[task], groups) if groups else []
-    return list(dict.fromkeys(notes))
-
-
-def _test_row(
-    measured: Measured, task: str, groups: stats.Groups | None, unpruned: stats.Groups | None
-) -> str | None:
-    column = BENCHMARKS[task].column
-    if groups is None:
-        return "no samples are stored, so no interval and no test"
-    score = measured.values[column]
-    if abs(stats.score(groups) - score) > 0.01:
-        return (
-            f"the samples add up to {stats.score(groups):.2f}, the score is {score:.2f}, "
-            "so no interval and no test"
-        )
-    width = stats.half_width(groups)
-    if width is not None:
-        measured.half_widths[column] = width
-    if unpruned is None or measured.row.pruner == "none":
-        return None
-    paired = stats.compare(groups, unpruned)
-    if paired is None:
-        return "other documents than the unpruned row's, so no test"
-    measured.paired[column] = paired
-    return None
-
-
-def _strata_note(benchmark: Benchmark, groups: stats.Groups) -> list[str]:
-    """That the score is not on the scale of the official set, for lack of categories."""
-    found, each = len(set(groups.strata)), 100 * benchmark.most
-    if found == benchmark.strata:
-        return []
-    return [
-        f"{benchmark.title} has {found} categories here, so at most {each * found:g} points, not "
-        f"{each * benchmark.strata:g}: not the scale of the official set."
-    ]
-
-
 def _short_notes(rows: Iterable[ByTask]) -> list[str]:
     """Which scores are over fewer questions than the benchmark divides by."""
     asked = {(task, result.requests) for tasks in rows for task, result in tasks.items()}
@@ -210,11 +170,6 @@ def _short_notes(rows: Iterable[ByTask]) -> list[str]:
         for task, count in sorted(asked)
         if BENCHMARKS[task].over not in (None, count)
     ]
-
-
-def _groups(shelf: Shelf, row: Row | None, task: str) -> stats.Groups | None:
-    samples = shelf.samples(shelf.unit(row, task)) if row else None
-    return stats.group(BENCHMARKS[task], samples) if samples else None
 
 
 def _one_device(
