@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from stored import store_result
 from typer.testing import CliRunner
 
@@ -370,10 +371,12 @@ def test_another_checkpoint_voids_what_was_done(table, job, tmp_path):
 
 
 class Slow:
-    """Says a known time: half a second to prepare, 20 ms to the first token, 50 ms in all."""
+    """Says known times: half a second to prepare, to the first token 20 ms under A, 30 under B."""
+
+    device = torch.device("cpu")
 
     def __init__(self):
-        self.answered = []
+        self.answered, self.model = [], SimpleNamespace(pruner=None)
 
     def read(self, instance):
         return instance
@@ -382,24 +385,61 @@ class Slow:
         from llava_hivtp.answer import Answer
 
         assert timed
-        self.answered += requests
-        return [Answer("yes", 4, preparation=0.5, ttft=0.02, seconds=0.05)]
+        self.answered.append((*requests, self.model.pruner))
+        ttft = {"A": 0.02, "B": 0.03}[self.model.pruner]
+        return [Answer("yes", 4, preparation=0.5, ttft=ttft, seconds=0.05)]
 
 
-def test_times_are_those_of_single_requests():
+def test_rows_are_timed_in_turn_and_none_is_always_first():
     lm = Slow()
-    times = timing.time_requests(lm, list(range(8)))
-    assert lm.answered == [*range(timing.WARMUP), *range(8)]
-    assert (times["requests"], times["warmup"]) == (8, timing.WARMUP)
-    ttft, total, generated = zip(*times["samples"], strict=True)
-    assert times["ttft_ms"] == pytest.approx(1000 * sum(ttft) / 8)
-    assert times["throughput"] == pytest.approx(sum(generated) / sum(total))
-    assert set(ttft) == {0.02}
-    assert set(total) == {0.05}
+    found = timing.time_rows(lm, {"a": "A", "b": "B"}, list(range(8)))
+    warm_up, counted = lm.answered[: 2 * timing.WARMUP], lm.answered[2 * timing.WARMUP :]
+    assert [request for request, _ in warm_up] == sorted([*range(timing.WARMUP)] * 2)
+    assert counted == [pair for i in range(8) for pair in [(i, "AB"[i % 2]), (i, "BA"[i % 2])]]
+    for times, first in ((found["a"], 0.02), (found["b"], 0.03)):
+        assert (times["requests"], times["warmup"]) == (8, timing.WARMUP)
+        assert times["samples"] == [[first, 0.05, 4]] * 8
+        assert times["ttft_ms"] == pytest.approx(1000 * first)
+        assert times["throughput"] == pytest.approx(4 / 0.05)
+        assert times["preparation_ms"] == pytest.approx(500)
+
+
+def test_a_row_that_fails_while_it_is_timed_costs_the_others_nothing(job, table, monkeypatch):
+    todo = job(table("pope, mme"), timing_n=2)
+    answer = timing._answer
+
+    def failing(lm, request, key, pruner):
+        if pruner.layers:
+            raise timing.RowFailed(key) from RuntimeError("no memory left")
+        return answer(lm, request, key, pruner)
+
+    monkeypatch.setattr(timing, "_answer", failing)
+    assert todo.run() == 2
+    timed = {(u.row.id, u.task): todo.shelf.state(u).timed for u in todo.shelf.units}
+    assert timed == {
+        ("full", "pope"): True,
+        ("full", "mme"): True,
+        ("hivtp", "pope"): False,
+        ("hivtp", "mme"): False,
+    }
+    assert "no memory left" in todo.shelf.state(todo.shelf.units[-1]).reason
+    monkeypatch.undo()
+    todo.started, todo.failures = time.time(), {}
+    assert todo.run() == 0
+    assert all(todo.shelf.state(unit).timed for unit in todo.shelf.units)
+
+
+def test_a_unit_that_somebody_else_holds_is_timed_without(job, table):
+    todo = job(table("pope"))
+    assert todo.run() == 0
+    todo.timing_n = 2
+    full, hivtp = todo.shelf.units
+    with store.locked(full.path):
+        assert todo.run() == 0
+    assert [todo.shelf.state(unit).timed for unit in (full, hivtp)] == [False, True]
 
 
 def test_a_timed_device_is_alone():
-    import torch
 
     with timing.device_share(torch.device("cpu"), alone=True):
         (path,) = Path(tempfile.gettempdir()).glob(f"llava_hivtp-{os.getuid()}-cpu.lock")

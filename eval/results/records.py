@@ -63,6 +63,9 @@ class Timing:
     protocol: dict[str, Any]
     provenance: dict[str, Any]
     source: dict[str, str] | str | None = None
+    preparation_ms: float | None = None  # of pixels and prompt, before the clock starts
+    worked_share: float | None = None  # of the timed seconds on a CPU: `eval.clock.Watch`
+    warnings: list[str] | None = None  # what makes the times doubtful; None in older files
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import logging
 import signal
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from eval.plan.units import Unit
 from eval.results import records, store
 from eval.results.agree import agreed
-from eval.results.records import Failure, RecordError
+from eval.results.records import Failure, RecordError, Timing
 from eval.results.shelf import Shelf, State
 from eval.run import preflight
 from eval.run.progress import duration
 from eval.run.ranks import own_rank
+from eval.run.timing import RowFailed
 
 if TYPE_CHECKING:
     from eval.run.worker import Worker
@@ -73,6 +74,9 @@ class Job:
                     if rank.team and self.failures:
                         break  # out of step: the launcher ends the others
                 else:
+                    if self.timing_n:
+                        for task in rank.order(self.shelf.tasks):
+                            self._time(worker, [unit for unit in left if unit.task == task])
                     rank.wait()
         for unit in units:
             if self.shelf.state(unit).kind == "done":
@@ -131,27 +135,55 @@ class Job:
 
     @contextmanager
     def _claimed(self, unit: Unit, team: Team) -> Iterator[bool]:
-        """Hold a unit that is left to do: yields what the first process of the team finds."""
+        """Hold a unit that is to be answered: yields what the first process of the team finds."""
         if team.index:
             yield team.exchange(False)[0]
             return
         with store.locked(unit.path) as ours:
-            ours = ours and not self._failed(unit) and self._left(self.shelf.state(unit))
+            ours = ours and not self._failed(unit) and not self.shelf.state(unit).answered
             yield team.exchange(ours)[0]
 
     def _do(self, worker: Worker, unit: Unit) -> None:
         name, started = f"{unit.row.id} {unit.task}", time.monotonic()
-        state = self.shelf.state(unit)
-        if not state.answered:
-            score = worker.accuracy(unit, name)
-            logger.info("%s: score %s", name, "-" if score is None else f"{score:.2f}")
-        if self.timing_n and not state.timed:
-            times = worker.times(unit, self.timing_n)
-            logger.info(
-                "%s: %.1f ms to a token, %.1f tokens/s", name, times.ttft_ms, times.throughput
-            )
+        score = worker.accuracy(unit, name)
+        logger.info("%s: score %s", name, "-" if score is None else f"{score:.2f}")
         store.beside(unit.path, "failed.json").unlink(missing_ok=True)
         logger.info("%s: took %s", name, duration(time.monotonic() - started))
+
+    def _time(self, worker: Worker, units: Sequence[Unit]) -> None:
+        """Time all rows of a task in turn that are answered, untimed and held by nobody else."""
+        with ExitStack() as held:
+            ours = [
+                unit
+                for unit in units
+                if self._untimed(unit)
+                and held.enter_context(store.locked(unit.path))
+                and self._untimed(unit)  # still, now that nobody else holds it
+            ]
+            while ours:
+                try:
+                    self._say(ours, worker.times(ours, self.timing_n))
+                    return
+                except RowFailed as failed:
+                    self._fail(ours.pop(failed.key), failed.__cause__)
+                except Exception as error:  # no row's fault
+                    for unit in ours:
+                        self._fail(unit, error)
+                    return
+
+    def _untimed(self, unit: Unit) -> bool:
+        state = self.shelf.state(unit)
+        return state.answered and not state.timed and not self._failed(unit)
+
+    def _say(self, units: Sequence[Unit], times: Sequence[Timing]) -> None:
+        for unit, found in zip(units, times, strict=True):
+            store.beside(unit.path, "failed.json").unlink(missing_ok=True)
+            name = f"{unit.row.id} {unit.task}"
+            logger.info(
+                "%s: %.1f ms to a token, %.1f tokens/s", name, found.ttft_ms, found.throughput
+            )
+        for warning in sorted({w for found in times for w in found.warnings or ()}):
+            logger.warning("these times are doubtful: %s", warning)
 
     def _fail(self, unit: Unit, error: Exception) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -5,33 +5,86 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from eval.clock import Watch
 
 if TYPE_CHECKING:
     import torch
     from lmms_eval.api.instance import Instance
 
+    from eval.run.progress import Progress
+    from llava_hivtp.answer import Answer, Request
     from llava_hivtp.lmms import LlavaHIVTP
+    from llava_hivtp.pruners import Pruner
+
+Key = TypeVar("Key", bound=Hashable)
 
 WARMUP = 5  # requests answered first and not counted
 CLOCK = "prepared pixels and prompt to first token, and to the whole answer, on the host"
 
 
-def time_requests(lm: LlavaHIVTP, instances: list[Instance]) -> dict[str, Any]:
-    """Answer each request by itself; the mean TTFT and the tokens per second of them all."""
-    for instance in instances[:WARMUP]:
-        _time(lm, instance)
-    samples = [_time(lm, instance) for instance in instances]
-    ttft, total, generated = zip(*samples, strict=True)
+class RowFailed(Exception):
+    """A row raised an error while it was timed, which is the cause; `key` names the row."""
+
+    def __init__(self, key: object) -> None:
+        super().__init__(f"{key} failed while it was timed")
+        self.key = key
+
+
+def time_rows(
+    lm: LlavaHIVTP,
+    pruners: Mapping[Key, Pruner],
+    instances: Sequence[Instance],
+    bar: Progress | None = None,
+) -> dict[Key, dict[str, Any]]:
+    """Answer each request by itself, under every pruner in turn; fields of `Timing` by pruner.
+
+    What disturbs the machine meanwhile disturbs all of them, and none is always the first.
+
+    Raises:
+        RowFailed: if an answer fails.
+    """
+    watch = Watch(lm.device)
+    found: dict[Key, list[Answer]] = {key: [] for key in pruners}
+    for number, instance in enumerate([*instances[:WARMUP], *instances], -len(instances[:WARMUP])):
+        request = lm.read(instance)
+        first = number % len(pruners)
+        for key in [*pruners][first:] + [*pruners][:first]:
+            with watch if number >= 0 else nullcontext():
+                answer = _answer(lm, request, key, pruners[key])
+            if number >= 0:
+                found[key].append(answer)
+        if bar is not None and number >= 0:
+            bar.update(len(pruners))
+    warnings = watch.warnings()
+    return {key: _fields(answers, watch, warnings) for key, answers in found.items()}
+
+
+def _answer(lm: LlavaHIVTP, request: Request, key: Key, pruner: Pruner) -> Answer:
+    lm.model.pruner = pruner
+    try:
+        (answer,) = lm.answer([request], timed=True)
+    except Exception as error:
+        raise RowFailed(key) from error
+    return answer
+
+
+def _fields(answers: Sequence[Answer], watch: Watch, warnings: list[str]) -> dict[str, Any]:
+    """The mean TTFT and the tokens per second over all requests of a row."""
+    count = len(answers)
     return {
-        "requests": len(samples),
-        "warmup": min(WARMUP, len(samples)),
-        "ttft_ms": 1000 * sum(ttft) / len(samples),
-        "throughput": sum(generated) / sum(total),
-        "samples": samples,
+        "requests": count,
+        "warmup": min(WARMUP, count),
+        "ttft_ms": 1000 * sum(each.ttft for each in answers) / count,
+        "throughput": sum(each.generated for each in answers) / sum(e.seconds for e in answers),
+        "samples": [[each.ttft, each.seconds, each.generated] for each in answers],
+        "preparation_ms": 1000 * sum(each.preparation for each in answers) / count,
+        "worked_share": watch.share,
+        "warnings": warnings,
     }
 
 
@@ -45,12 +98,6 @@ def device_share(device: torch.device, alone: bool) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _time(lm: LlavaHIVTP, instance: Instance) -> tuple[float, float, int]:
-    """(seconds to the first token, seconds to the whole answer, generated tokens)."""
-    (answer,) = lm.answer([lm.read(instance)], timed=True)
-    return answer.ttft, answer.seconds, answer.generated
 
 
 def _identity(device: torch.device) -> str:

@@ -87,27 +87,33 @@ class Worker:
             self.lm.journal = None
             journal.close()
 
-    def times(self, unit: Unit, count: int) -> Timing:
-        """Time the first requests of a unit and store the figures."""
-        self._take(unit)
-        task = official.load_task(unit.task, self.folder)
-        wanted = count if unit.limit is None else min(count, unit.limit)
-        instances = official.requests(self.lm, task, wanted)
-        with timing.device_share(self.lm.device, alone=True):
-            measured = timing.time_requests(self.lm, instances)
+    def times(self, units: Sequence[Unit], count: int) -> list[Timing]:
+        """Time the first requests of a task under its rows in turn; store each row's times.
+
+        Raises:
+            RowFailed: if a row fails, with its place in `units` as `key`; nothing is stored then.
+        """
+        (name,) = {unit.task for unit in units}
+        task = official.load_task(name, self.folder)
+        limit = units[0].limit
+        instances = official.requests(self.lm, task, count if limit is None else min(count, limit))
+        pruners = {place: unit.row.build() for place, unit in enumerate(units)}
+        with (
+            timing.device_share(self.lm.device, alone=True),
+            Progress(f"times of {name}", len(units) * len(instances)) as bar,
+        ):
+            measured = timing.time_rows(self.lm, pruners, instances, bar)
         protocol = self.protocol | {
             "timed requests per task": count,
             "timed at batch size": 1,
             "clock": timing.CLOCK,
         }
-        times = Timing(
-            **measured,
-            protocol=protocol,
-            provenance=provenance(),
-            source=self.code.of(unit.row),
-        )
-        records.write_timing(unit.path, times)
-        return times
+        found = []
+        for place, unit in enumerate(units):
+            code, numbers = self.code.of(unit.row), measured[place]
+            found.append(Timing(**numbers, protocol=protocol, provenance=provenance(), source=code))
+            records.write_timing(unit.path, found[-1])
+        return found
 
     def _take(self, unit: Unit) -> None:
         self.lm.model.pruner = unit.row.build()
