@@ -9,6 +9,8 @@ from torch import Tensor
 
 from llava_hivtp.vision import KeptTokens
 
+# Methods' own codes: VisionZip, VisPruner and HiPrune lay out as `mosaic`; HiRED unpads without
+# newlines, which is none of these.
 LAYOUTS = ("unpad", "inside", "mosaic")
 
 

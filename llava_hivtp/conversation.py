@@ -19,9 +19,9 @@ def template_name(checkpoint: str, config: Any, override: str | None = None) -> 
     Raises:
         ValueError: if the override or the config names no template of LLaVA.
     """
-    given = override or getattr(config, "conv_template", None)
+    given = getattr(config, "conv_template", None) if override is None else override
     if given is not None:
-        if given not in conv_templates:
+        if not isinstance(given, str) or given not in conv_templates:
             raise ValueError(
                 f"unknown conv_template {given!r}; choose from {', '.join(sorted(conv_templates))}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ def open_image(source: str | Path | IO[bytes], limits: Limits = Limits()) -> Ima
         FileNotFoundError: if there is no such file.
     """
     if isinstance(source, (str, Path)):
-        if Path(source).exists() and not Path(source).is_file() and not Path(source).is_dir():
+        exists, plain = os.path.exists(source), os.path.isfile(source) or os.path.isdir(source)
+        if exists and not plain:
             raise ValueError(f"{source} is no regular file")
     elif not hasattr(source, "read"):
         raise TypeError(f"an image is a path or an open file, got {type(source).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,10 @@ def _whole(cls: type, path: str | Path, **options: Any) -> Any:
 
 
 def _config_dict(path: str | Path) -> dict[str, Any]:
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+    here = os.path.isdir(path)  # False where a name is too long, which pathlib raises on
+    if here and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no config.json: it is no LLaVA checkpoint")
-    if Path(path).is_dir():
+    if here:
         _read_json(Path(path) / "config.json")
     try:
         settings, _ = PretrainedConfig.get_config_dict(path)

@@ -167,7 +167,7 @@ def check_pruner(pruner: Any) -> None:
 
 def check_layout(layout: str, layouts: tuple[str, ...] = LAYOUTS) -> None:
     """Raise a ValueError unless the layout is known."""
-    if layout not in layouts:
+    if not isinstance(layout, str) or layout not in layouts:
         raise ValueError(f"layout must be one of {layouts}, got {layout!r}")
 
 

@@ -32,7 +32,9 @@ class HiPrune(ScorePruner):
 
     Where we differ from that code: it finds neighbours by adding to the flat index, so that a
     patch at the end of a row neighbours the next row and patches beyond the grid become its
-    corners; and it fails where the buffers alone exceed K, here anchors stop at floor(K / 5).
+    corners; and it fails where the buffers alone exceed K, here anchors stop at floor(K / 5). That
+    stop also acts on an alpha near 1 with which the code would not fail. On LLaVA-NeXT the code
+    neither unpads nor breaks rows: layout `mosaic`.
     """
 
     layers: tuple[int, ...] = PaperLayers((9, 23))  # object layer, deep layer

@@ -84,7 +84,9 @@ class PruMergePlus(PruMerge):
     """PruMerge with evenly spaced patches as further centres (arXiv 2403.15388).
 
     Outliers, at most floor((K - 1) / 2), come first; the other centres are spread evenly over the
-    remaining patches so that K tokens come out. The authors' fixed ratio works for few ratios.
+    remaining patches so that K tokens come out. That is a rule of ours: with a fixed ratio r the
+    released code takes the top floor(r N) patches and every 1/r-th one, some of them twice, which
+    works for few ratios. That code is adaptive by default, this is not, so that it keeps a budget.
     With `adaptive`, every s-th patch joins, s = floor(floor(N / outliers) / 3), as in the released
     code, unless that exceeds K tokens. Without any outlier, where that code divides by zero, the
     first patch joins alone; the last patch, which it never reaches, may join.

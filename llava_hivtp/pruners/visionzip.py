@@ -32,7 +32,8 @@ class VisionZip(Pruner):
     or `keep`, which splits K = floor(keep * N) 54 to 10 as the authors do.
 
     Order: [CLS, dominant, contextual] of the base tile; of the other tiles all dominant patches,
-    all CLS, all contextual tokens. Released code and ours agree but for precision (float32 here).
+    all CLS, all contextual tokens. Released code and ours agree but for precision (float32 here),
+    on LLaVA-NeXT under layout `mosaic`: the code neither unpads nor breaks rows.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))

@@ -34,7 +34,8 @@ class VisPruner(ScorePruner):
 
     Where we differ from the released code: it stops with an error on an odd number of candidates,
     and where fewer than 8 can go; here the odd one takes part, and so many go as can. A rounding
-    error may reorder the candidates and change many picks, there as here.
+    error may reorder the candidates and change many picks, there as here. On LLaVA-NeXT the code
+    neither unpads nor breaks rows: layout `mosaic`.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
