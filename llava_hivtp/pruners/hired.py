@@ -36,7 +36,7 @@ class HiRED(ScorePruner):
     We count in two dimensions, give the remainders to the largest fractions and the overflow to
     the other tiles. `faithful` brings its strips and its rounding back, int(T * N * keep) among it
     (2015 of 2880 at keep=0.7), but never its exchange of height and width. Where no patch is
-    counted, as with alpha=1, it fails and we share equally. On LLaVA-NeXT the code unpads, after the
+    counted, as with alpha=1, it fails and we share equally. On LLaVA-NeXT the code unpads after the
     choice, but breaks no rows; no layout here is the same: `unpad` crops alike and adds newlines.
     """
 

@@ -28,7 +28,9 @@ class HIVTP(Pruner):
 
     The paper's text says layers 7-10, its released code slices 7-9; the default follows the
     paper. That code stores r, k and c but does not read them: it keeps int(0.25 * area) tokens of
-    each of 2 x 2 regions, and has windows of 2 x 2, whatever it is given. How many tokens stay depends on the image, unless `fill` tops every tile up to p_max.
+    each of 2 x 2 regions, and has windows of 2 x 2, whatever it is given.
+
+    How many tokens stay depends on the image, unless `fill` tops every tile up to p_max.
     """
 
     r: int = 2  # regions per side
