@@ -23,7 +23,6 @@ class PackedImage:
     patches: int  # patch, merged and CLS tokens among the L
     newlines: int  # row breaks among the L
     total: int  # patch tokens this layout passes when nothing is pruned
-    full: int  # patch tokens and newlines when nothing is pruned
 
 
 def merge_anyres(
@@ -79,9 +78,7 @@ def merge_anyres(
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
     order = key.argsort(stable=True)[: patches + newlines].clamp(max=len(kept))
     tokens = tokens[order.to(tokens.device, non_blocking=True)]
-    total = n * n + high * wide
-    full = total + (0 if newline is None else high)
-    return PackedImage(tokens, kept, patches, newlines, total, full)
+    return PackedImage(tokens, kept, patches, newlines, n * n + high * wide)
 
 
 def inside(n: int, tile_grid: tuple[int, int], frame: tuple[int, int]) -> Tensor:
@@ -101,7 +98,7 @@ def merge_single(
     tokens: Tensor, kept: KeptTokens, total: int, newline: Tensor | None
 ) -> PackedImage:
     """Pack an image of one tile, or tiles simply behind one another (`flat` checkpoints)."""
-    patches, full = len(tokens), total + (newline is not None)
+    patches = len(tokens)
     if newline is not None and patches:
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
-    return PackedImage(tokens, kept, patches, len(tokens) - patches, total, full)
+    return PackedImage(tokens, kept, patches, len(tokens) - patches, total)

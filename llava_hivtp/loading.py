@@ -1,4 +1,4 @@
-"""Load an official LLaVA checkpoint, ready to prune."""
+"""Load a checkpoint of any family, ready to prune."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, CLIPVisionModel, PretrainedConfig
+from transformers import AutoProcessor, AutoTokenizer, CLIPVisionModel, PretrainedConfig
 
-from llava_hivtp.families import attach
+from llava_hivtp.families import FAMILIES, attach, family_of
 from llava_hivtp.families.base import check_layout, check_pruner
-from llava_hivtp.model import PrunedLlavaLlamaForCausalLM, PrunedLlavaMistralForCausalLM
+from llava_hivtp.model import (
+    PrunedLlava,
+    PrunedLlavaLlamaForCausalLM,
+    PrunedLlavaMistralForCausalLM,
+)
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.zero3 import join, spread
 
@@ -24,11 +29,6 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _CLASSES = {
     "LlavaLlamaForCausalLM": PrunedLlavaLlamaForCausalLM,
     "LlavaMistralForCausalLM": PrunedLlavaMistralForCausalLM,
-}
-# What to take instead of a checkpoint that was converted for transformers' own classes.
-_OFFICIAL = {
-    "llava": "liuhaotian/llava-v1.5-7b or liuhaotian/llava-v1.5-13b",
-    "llava_next": "liuhaotian/llava-v1.6-vicuna-7b, -vicuna-13b or -mistral-7b",
 }
 
 
@@ -43,14 +43,15 @@ def load(
     quantization: str | None = None,
     zero3: bool = False,
 ) -> tuple[Any, Any, Any, int]:
-    """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint with a pruner attached.
+    """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint, official or transformers', with a pruner.
 
     Several threads may use one model: `generate` lets them in one after another, and
     `model.kept` is each thread's own. Hold `model.lock` to swap `model.pruner` and ask.
 
     Args:
-        path: a folder or a hub id such as liuhaotian/llava-v1.5-7b. A relative
-            `mm_vision_tower` in its config.json is looked for inside the folder first.
+        path: a folder or a hub id such as liuhaotian/llava-v1.5-7b or llava-hf/llava-1.5-7b-hf.
+            A relative `mm_vision_tower` in an official config.json is looked for inside the
+            folder first.
         pruner: the method, or its name in PRUNERS; `model.pruner` swaps it later.
         layout: how AnyRes tiles are put together, see `attach`.
         dtype: of the weights; default float16 on a GPU, float32 on a CPU.
@@ -62,8 +63,10 @@ def load(
             them must generate equally often, see `llava_hivtp.zero3`.
 
     Returns:
-        (model, tokenizer, image_processor, context_len). The image processor is always the PIL
-        one, so that pixel values are equal on every machine and under both transformers versions.
+        (model, tokenizer, image_processor, context_len), as LLaVA's own loader. For a checkpoint
+        of transformers the third is its whole processor: it takes text and images and has the
+        chat template. Images are always processed by PIL, so that pixel values are equal on every
+        machine and under both transformers versions.
 
     Raises:
         FileNotFoundError: if the checkpoint or its vision tower is missing or incomplete.
@@ -77,47 +80,77 @@ def load(
     _check_complete(Path(path))
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_pruner(pruner)
-    check_layout(layout)
+    check_layout(layout, family_of(cls).layouts)
+    official = issubclass(cls, PrunedLlava)
     if zero3:
-        if device_map is not None or quantization is not None:
-            raise ValueError(
-                "zero3 places the weights itself and does not quantize them: leave out "
-                f"device_map={device_map!r} and quantization={quantization!r}"
-            )
+        _check_zero3(official, device_map, quantization)
         join()
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(dtype, device_map)
     if zero3:
         device_map = "cpu"  # and from there on, share by share
-    options: dict[str, Any] = {"attn_implementation": _attention(attn_implementation)}
-    config = cls.config_class.from_pretrained(path, **options)
-    if quantization is not None:
-        options["quantization_config"] = _quantization(quantization, dtype)
-    config.mm_vision_tower = _tower_path(path, settings["mm_vision_tower"])
-    processor = _image_processor(config.mm_vision_tower)
     if isinstance(device_map, (str, torch.device)) and device_map not in PLACEMENTS:
         device_map = {"": _device(device_map)}
-    tokenizer = _tokenizer(path, cls)
-    model = _whole(
-        cls,
-        path,
-        config=config,
-        torch_dtype=dtype,
-        low_cpu_mem_usage=True,
-        device_map=device_map,
-        **options,
+    options = {"torch_dtype": dtype, "low_cpu_mem_usage": True, "device_map": device_map}
+    options["attn_implementation"] = _attention(attn_implementation)
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization, dtype)
+    read = _load_official if official else _load_transformers
+    model, tokenizer, processor, length = read(cls, path, pruner, options)
+    attach(model.eval(), pruner, layout)
+    if zero3:
+        spread(model)
+    return model, tokenizer, processor, length
+
+
+def _load_official(
+    cls: type, path: str | Path, pruner: Pruner, options: dict[str, Any]
+) -> tuple[Any, Any, Any, int]:
+    """Model, tokenizer, image processor, context length; the tower may lie elsewhere."""
+    config = cls.config_class.from_pretrained(
+        path, attn_implementation=options["attn_implementation"]
     )
+    config.mm_vision_tower = _tower_path(path, config.mm_vision_tower)
+    processor = _image_processor(config.mm_vision_tower)
+    tokenizer = _tokenizer(path, cls)
+    model = _whole(cls, path, config=config, **options)
     tower = model.get_vision_tower()
     if not tower.is_loaded:
-        clip = _whole(CLIPVisionModel, config.mm_vision_tower, torch_dtype=dtype)
+        clip = _whole(CLIPVisionModel, config.mm_vision_tower, torch_dtype=options["torch_dtype"])
         tower.vision_tower = clip.requires_grad_(False).to(model.device)
         tower.is_loaded = True
     tower.image_processor = processor
     _add_image_tokens(model, tokenizer)
-    attach(model.eval(), pruner, layout)
-    if zero3:
-        spread(model)
     return model, tokenizer, processor, getattr(config, "max_sequence_length", 2048)
+
+
+def _load_transformers(
+    cls: type, path: str | Path, pruner: Pruner, options: dict[str, Any]
+) -> tuple[Any, Any, Any, int]:
+    """Model, tokenizer, processor, context length of one of transformers' own classes."""
+    config = cls.config_class.from_pretrained(path)
+    with torch.device("meta"):
+        attach(cls(config), pruner)  # what does not fit is refused before weights are read
+    try:
+        processor = AutoProcessor.from_pretrained(path, backend="pil")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"the processor in {path} cannot be read ({error}): fetch the checkpoint again"
+        ) from error
+    processor.tokenizer.padding_side = "left"  # generation continues at the end of a row
+    model = _whole(cls, path, **options)
+    length = getattr(config.get_text_config(), "max_position_embeddings", 2048)
+    return model, processor.tokenizer, processor, length
+
+
+def _check_zero3(official: bool, device_map: Any, quantization: str | None) -> None:
+    if not official:
+        raise ValueError("zero3 spreads official LLaVA checkpoints only")
+    if device_map is not None or quantization is not None:
+        raise ValueError(
+            "zero3 places the weights itself and does not quantize them: leave out "
+            f"device_map={device_map!r} and quantization={quantization!r}"
+        )
 
 
 def _whole(cls: type, path: str | Path, **options: Any) -> Any:
@@ -163,14 +196,15 @@ def _config_dict(path: str | Path) -> dict[str, Any]:
             f"no checkpoint at {path}: neither a folder nor a downloaded hub id; "
             f"fetch it first, for instance with `python -m eval prefetch` ({error})"
         ) from error
-    if settings.get("model_type") in _OFFICIAL and "mm_vision_tower" not in settings:
-        raise ValueError(
-            f"{path} is a checkpoint for transformers' own {settings['model_type']} classes; only "
-            f"official ones can be pruned: take {_OFFICIAL[settings['model_type']]}"
-        )
+    if _transformers_class(settings) is not None:
+        return settings
     tower = settings.get("mm_vision_tower")
     if not tower:
-        raise ValueError(f"{path} names no mm_vision_tower: it is no LLaVA checkpoint")
+        known = ", ".join(name for name in FAMILIES if hasattr(transformers, name))
+        raise ValueError(
+            f"{path} names no mm_vision_tower, as official LLaVA does, and its model_type "
+            f"{settings.get('model_type')!r} is none of transformers' {known}"
+        )
     if not isinstance(tower, str):
         raise ValueError(f"{path}: mm_vision_tower must be a folder or a hub id, got {tower!r}")
     return settings
@@ -188,12 +222,30 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _class_of(settings: dict[str, Any], path: str | Path) -> type:
-    names = settings.get("architectures") or []
-    names = names if isinstance(names, list) else [names]
+    if (stock := _transformers_class(settings)) is not None:
+        return stock
+    names = _architectures(settings)
     for name, cls in _CLASSES.items():
         if name in names or f"Pruned{name}" in names:
             return cls
-    raise ValueError(f"{path} has architectures {names}; supported are {sorted(_CLASSES)}")
+    known = [*_CLASSES, *(name for name in FAMILIES if hasattr(transformers, name))]
+    raise ValueError(f"{path} has architectures {names}; supported are {sorted(known)}")
+
+
+def _architectures(settings: dict[str, Any]) -> list[str]:
+    names = settings.get("architectures") or []
+    return names if isinstance(names, list) else [names]
+
+
+def _transformers_class(settings: dict[str, Any]) -> type | None:
+    """Transformers' own class of a family that prunes, if the checkpoint is one's."""
+    if "mm_vision_tower" in settings:  # official LLaVA
+        return None
+    for name in FAMILIES:
+        stock = getattr(transformers, name, None)
+        if stock is not None and settings.get("model_type") == stock.config_class.model_type:
+            return stock
+    return None
 
 
 def _check_complete(folder: Path) -> None:

@@ -179,8 +179,6 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         tower = self.get_vision_tower()
         tiles = [image.pixels.to(device=tower.device, dtype=tower.dtype) for image in pictures]
         hidden, tap = encode_tiles(tower.vision_tower, torch.cat(tiles), _depth(tower), layers)
-        for record in (tap.queries, tap.keys):  # a tower may be spread over devices
-            record.update({layer: part.to(hidden.device) for layer, part in record.items()})
         hidden = hidden.to(pictures[0].pixels.dtype)
         return [(VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys), pictures)]
 

@@ -150,6 +150,8 @@ def encode_tiles(
         normed = block.layer_norm1(hidden)
         block.self_attn.q_proj(normed)
         block.self_attn.k_proj(normed)
+    for record in (tap.queries, tap.keys):  # a tower may be spread over devices
+        record.update({layer: part.to(hidden.device) for layer, part in record.items()})
     return hidden, tap
 
 

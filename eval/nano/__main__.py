@@ -53,6 +53,20 @@ def train(
 
 
 @app.command()
+def convert(
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("results/nano/hf"),
+    variant: Annotated[str, typer.Option(help="nodrop, v15 or anyres")] = "nodrop",
+) -> None:
+    """Write the embedded model for transformers' own LLaVA or LLaVA-NeXT."""
+    from eval.nano.checkpoint import CHECKPOINTS
+    from llava_hivtp.convert import to_transformers
+
+    if not (CHECKPOINTS / variant).is_dir():
+        raise typer.BadParameter(f"choose nodrop, v15 or anyres, got {variant}")
+    typer.echo(to_transformers(CHECKPOINTS / variant, out / variant))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="data, results, tables")] = Path("results/nano"),
     size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",

@@ -11,6 +11,8 @@ from llava_hivtp.pruners import Pruner
 # A stock class, or a base of it -> the mixin that prunes it; imported when such a model comes.
 FAMILIES = {
     "LlavaMetaForCausalLM": "llava_hivtp.model:PrunedLlava",  # official LLaVA
+    "LlavaForConditionalGeneration": "llava_hivtp.families.hf_llava:PrunedLlavaHF",
+    "LlavaNextForConditionalGeneration": "llava_hivtp.families.hf_llava_next:PrunedLlavaNextHF",
 }
 
 

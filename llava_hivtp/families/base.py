@@ -25,6 +25,7 @@ class Picture:
     tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
     frame: tuple[int, int] = (0, 0)  # (rows, columns) of sub-image patches that the layout shows
     newline: bool = False  # row breaks are put in
+    places: int = 0  # placeholders in the prompt, where the model has them
 
 
 # A group of pictures and the features of all their tiles, one behind another.

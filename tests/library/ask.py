@@ -7,6 +7,14 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
 
 from llava_hivtp.images import prepare_images
+from llava_hivtp.pruners import PRUNERS, build_pruner, for_depth
+
+METHODS = {  # for a tower of four layers
+    name: for_depth(
+        build_pruner(name, **({"keep": 0.5} if "keep" in cls.__dataclass_fields__ else {})), 4
+    )
+    for name, cls in PRUNERS.items()
+}
 
 
 def prompt_ids(tokenizer, *texts):

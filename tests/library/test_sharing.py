@@ -9,29 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from ask import prompt_ids
+from ask import METHODS, prompt_ids
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from PIL import Image
 
-from llava_hivtp import PRUNERS, attach, build_pruner, detach, load
+from llava_hivtp import PRUNERS, attach, detach, load
 from llava_hivtp.families.base import Pruned
 from llava_hivtp.images import prepare_images
 from llava_hivtp.pruners import Pruner
 from llava_hivtp.vision import KeptTokens
 
 ASK = "USER: <image>\nWhat? ASSISTANT:"
-# For a tower of four; the other methods read the penultimate layer.
-LAYERS = {"hivtp": (2, 3), "hiprune": (2, 3), "hired": (1, 3)} | dict.fromkeys(
-    ("prumerge", "prumerge_plus"), (4,)
-)
-METHODS = {
-    name: build_pruner(
-        name,
-        **({"layers": LAYERS.get(name, (3,))} if cls.layers else {}),
-        **({"keep": 0.5} if "keep" in cls.__dataclass_fields__ else {}),
-    )
-    for name, cls in PRUNERS.items()
-}
 
 
 class Mine(LlavaLlamaForCausalLM):

@@ -1,0 +1,201 @@
+"""Models of transformers: prompts come with a placeholder per image token and are cut here."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_hivtp.anyres import PackedImage
+from llava_hivtp.families.base import Picture, Pruned
+
+# What has an entry per token of the prompt, in its last dimension.
+_ALIGNED = ("attention_mask", "labels", "mm_token_type_ids", "token_type_ids", "position_ids")
+
+
+class PrunedHF(Pruned):
+    """Cuts prompt and image tokens at the entry of `generate` and of a direct call.
+
+    Masks, positions and cache are then the stock class's own. `generate` gives the whole prompt
+    back, then what was generated. A family gives `pictures`.
+    """
+
+    # Layout mosaic would need more tokens than the processor placed.
+    layouts: ClassVar[tuple[str, ...]] = ("unpad", "inside")
+
+    @staticmethod
+    def check_model(model: Any) -> None:
+        """Refuse transformers that cannot take image tokens made elsewhere."""
+        if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+            raise ValueError(
+                f"{type(model).__name__} takes no mm_encoder_outputs: pruning it needs "
+                "transformers 5.18 or newer"
+            )
+
+    def pictures(self, given: dict[str, Any]) -> list[Picture]:
+        """The images of a call; takes what only the tower needs out of its arguments."""
+        raise NotImplementedError
+
+    def slots(self, image: PackedImage) -> Tensor | slice:
+        """Which of an image's placeholders its L tokens fill; which, matters to none by default."""
+        return slice(len(image.tokens))
+
+    def positioned(self, given: dict[str, Any]) -> dict[str, Any]:
+        """With position ids of the whole prompt, where what stays must keep its own."""
+        return given
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass; not `forward`, which accelerate replaces per instance."""
+        if args:
+            bound = inspect.signature(type(self).stock.forward).bind(self, *args, **kwargs)
+            kwargs = {k: v for k, v in bound.arguments.items() if k not in ("self", "kwargs")}
+            kwargs |= bound.arguments.get("kwargs", {})
+        if kwargs.get("pixel_values") is not None:
+            kwargs = self._cut(kwargs)
+        return super().__call__(**kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As the stock class: the prompt as it was given, then what was generated."""
+        if kwargs.get("pixel_values") is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
+        config = generation_config or self.generation_config
+        if prompt is not None and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = _mask_of(prompt, kwargs, config)
+        given = self._cut(kwargs | {"input_ids": prompt})
+        length = given["input_ids"].shape[1]
+        generation_config = _shorter(given, generation_config, config, prompt.shape[1] - length)
+        output = super().generate(None, generation_config, *args, **given)
+        rows = output if isinstance(output, Tensor) else output.sequences
+        new = rows[:, length:]
+        whole = prompt.to(new).repeat_interleave(len(new) // len(prompt), 0)
+        whole = torch.cat([whole, new], 1)
+        if isinstance(output, Tensor):
+            return whole
+        output.sequences = whole
+        return output
+
+    def _cut(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with its images pruned and its prompt as much shorter."""
+        given = dict(kwargs)
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        if ids is None or given.get("inputs_embeds") is not None:
+            raise ValueError("pixel_values need input_ids, which say where the images go")
+        if mask is not None and mask.shape != ids.shape:
+            raise ValueError(
+                f"attention_mask of shape {tuple(mask.shape)} for input_ids of "
+                f"{tuple(ids.shape)}: images can be pruned in the first call only, without a cache"
+            )
+        # Read before the GPU has anything to do that this would wait for.
+        marks = (ids == self.config.image_token_id).cpu()
+        seen = torch.ones_like(marks) if mask is None else mask.bool().cpu()
+        pictures = self.pictures(given)
+        _check_places(marks, [picture.places for picture in pictures])
+        packed, check = self.prune(pictures)
+        given["mm_encoder_outputs"] = {
+            "image": BaseModelOutputWithPooling(pooler_output=[image.tokens for image in packed])
+        }
+        given = self.positioned(given)
+        stay = self._staying(packed, pictures)
+        if not stay.all():
+            if mask is None and len(ids) > 1:
+                given["attention_mask"] = torch.ones_like(ids)
+            _shorten(given, *_order(seen, marks, stay), self.config.image_token_id)
+        check()
+        return given
+
+    def _staying(self, packed: list[PackedImage], pictures: list[Picture]) -> Tensor:
+        """Which of the placeholders of all images stay, on the host."""
+        stay = [torch.zeros(picture.places, dtype=torch.bool) for picture in pictures]
+        for i, (flags, image) in enumerate(zip(stay, packed, strict=True)):
+            if len(image.tokens) > len(flags):
+                raise ValueError(
+                    f"image {i} needs {len(image.tokens)} tokens with "
+                    f"{type(self.pruner).__name__}, its placeholders are {len(flags)}: keep less"
+                )
+            slots = self.slots(image)
+            flags[slots if isinstance(slots, slice) else slots.cpu()] = True
+        return torch.cat(stay)
+
+
+def check_pixels(pixels: Any) -> None:
+    """Raise a TypeError unless pixel_values are a floating-point tensor."""
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+        got = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"pixel_values must be a floating-point tensor, got {got}")
+
+
+def _check_places(marks: Tensor, places: list[int]) -> None:
+    """Raise a ValueError unless the placeholders (B, S) are those of the images, row by row."""
+    if int(marks.sum()) != sum(places):
+        raise ValueError(
+            f"{int(marks.sum())} image placeholders in the prompts, the images take "
+            f"{' + '.join(map(str, places))}: the processor's patch_size, "
+            "num_additional_image_tokens or vision_feature_select_strategy do not fit the model"
+        )
+    ends = torch.tensor(places).cumsum(0).tolist()
+    rows = [end for end in marks.sum(1).cumsum(0).tolist() if end]
+    if not set(rows) <= set(ends):
+        raise ValueError(
+            f"rows end after {rows} image placeholders, images after {ends}: no image lies in "
+            "two rows; hand over the images in the order of the prompts"
+        )
+
+
+def _order(seen: Tensor, marks: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+    """Order (B, S') in which the tokens that stay fill the rows again, and where they stand.
+
+    Rows are padded where they were: on the left unless a row ends in padding.
+    """
+    alive = seen.masked_scatter(marks, stay & seen[marks])
+    left = bool(seen[:, -1].all())
+    length = int(alive.sum(1).max())
+    order = (alive if left else ~alive).byte().argsort(dim=1, stable=True)
+    order = order[:, -length:] if left else order[:, :length]
+    return order, alive.gather(1, order)
+
+
+def _shorten(given: dict[str, Any], order: Tensor, alive: Tensor, image_token: int) -> None:
+    """Put what has an entry per token into the order; what is not alive becomes padding."""
+    device = given["input_ids"].device
+    order, alive = (flags.to(device, non_blocking=True) for flags in (order, alive))
+    for name in ("input_ids", *_ALIGNED):
+        if (aligned := given.get(name)) is not None:
+            given[name] = aligned.gather(-1, order.expand(*aligned.shape[:-1], -1))
+    # A dropped placeholder that pads a row must not count as one.
+    given["input_ids"] = given["input_ids"].masked_fill(
+        ~alive & (given["input_ids"] == image_token), 0
+    )
+    if given.get("attention_mask") is not None:
+        given["attention_mask"] = given["attention_mask"] * alive
+    if given.get("labels") is not None:
+        given["labels"] = given["labels"].masked_fill(~alive, -100)
+
+
+def _mask_of(prompt: Tensor, kwargs: dict[str, Any], config: Any) -> Tensor | None:
+    """The mask that stock `generate` infers from padding, None for none."""
+    pad = kwargs.get("pad_token_id", config.pad_token_id)
+    end = kwargs.get("eos_token_id", config.eos_token_id)
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    return None if pad is None or pad in ends else (prompt != pad).to(prompt.dtype)
+
+
+def _shorter(given: dict[str, Any], passed: Any, config: Any, cut: int) -> Any:
+    """The configuration to pass on; limits of prompt and answer together count `cut` less."""
+    for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if given.get(instead, getattr(config, instead)) is not None:
+            continue
+        if given.get(name) is not None:
+            given[name] -= cut
+        elif getattr(config, name) not in (None, getattr(type(config)(), name)):
+            passed = copy.deepcopy(config)
+            setattr(passed, name, getattr(config, name) - cut)
+            config = passed
+    return passed
