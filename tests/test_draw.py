@@ -9,7 +9,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from eval.figures.draw import draw_kept, outline, paint
-from eval.figures.look import CROPPED, DROPPED, GLOBAL, KEPT, LOCAL, chosen, cropped_to, look
+from eval.figures.look import (
+    CENTRE,
+    CROPPED,
+    DROPPED,
+    GLOBAL,
+    KEPT,
+    LOCAL,
+    chosen,
+    cropped_to,
+    look,
+)
+from eval.figures.panels import draw_methods
 from eval.figures.square import Square, widest_square
 from eval.report.picture import BLUE, GREEN, RED, Picture
 from llava_hivtp import PRUNERS, build_pruner, load
@@ -183,6 +194,23 @@ def test_only_a_method_with_stages_is_drawn_with_them(flat):
     assert look(flat, noise((80, 80)), pruner=filled).names[KEPT] == "filled up"
 
 
+def test_the_patches_that_others_are_merged_into_have_a_place(flat):
+    """PruMerge keeps no patch as it is; VisionZip adds CLS, and contextual tokens with a place."""
+    image = noise((80, 80))
+    words = {}
+    for name in ("prumerge", "visionzip"):
+        seen = look(flat, image, pruner=for_depth(build_pruner(name, keep=0.5), 4))
+        # Of the choice of a method that is not attached, what was merged is not known.
+        assert CENTRE not in chosen(look(flat, image), seen.packed).names
+        figure = draw_methods(image, {name: seen})
+        words[name] = figure.axes[1].get_xlabel().split("\n")
+        assert seen.names[CENTRE] == "merged with others"
+    assert words == {
+        "prumerge": ["0 of 16 kept, 7 merged", "1 unplaced"],
+        "visionzip": ["6 of 16 kept, 1 merged", "1 unplaced"],
+    }
+
+
 def test_what_the_preprocessing_crops_is_known(flat, anyres, monkeypatch):
     wide = Image.fromarray(np.tile(np.arange(80, dtype=np.uint8), (40, 1))).convert("RGB")
     assert cropped_to(flat, wide.size) is None  # it is padded, as LLaVA-v1.5 does
@@ -214,4 +242,6 @@ def test_every_method_can_be_drawn_at_any_depth(flat, name):
     finally:
         flat.pruner = before
     placed = int((seen.packed.kept.patch >= 0).sum())
-    assert (seen.stages > DROPPED).sum() == placed
+    merged = seen.stages == CENTRE
+    assert ((seen.stages > DROPPED) & ~merged).sum() == placed
+    assert merged.sum() + seen.unplaced == len(seen.packed.kept) - placed

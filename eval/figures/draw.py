@@ -18,9 +18,9 @@ from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, OffsetImage, TextAr
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from eval.figures.look import CROPPED, DROPPED, KEPT, Look, Sheet, chosen, look
+from eval.figures.look import CENTRE, CROPPED, DROPPED, KEPT, Look, Sheet, chosen, look
 from eval.figures.square import Square, widest_square
-from eval.report.picture import BLUE, DPI, GREEN, RED, YELLOW, Picture
+from eval.report.picture import BLUE, DPI, GREEN, PURPLE, RED, YELLOW, Picture
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.vision import KeptTokens
 
@@ -35,7 +35,8 @@ def draw_kept(
 
     The image is shown as the vision tower sees it: squared, cropped, or cut into AnyRes tiles.
     The stages of a method that has them (HIVTP: global green, local red with a corner) are told
-    apart while `model.pruner` is the one that chose `kept`; all other kept tokens are blue.
+    apart while `model.pruner` is the one that chose `kept`; all other kept tokens are blue, patches
+    into which others were merged purple.
 
     Args:
         image: the image of that call.
@@ -60,12 +61,13 @@ def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, square: bool = True) -> N
     """Fill axes with a sheet, its kept patches, and below it the widest empty square."""
     stages = seen.laid(sheet)
     show(axes, paint(sheet.pixels, stages), sheet)
-    kept = int((stages > DROPPED).sum())
-    if not kept:
+    merged = int((stages == CENTRE).sum())
+    kept = int((stages > DROPPED).sum()) - merged
+    if not kept + merged:
         plate = {"facecolor": "white", "edgecolor": "none"}
         place = {"transform": axes.transAxes, "ha": "center", "fontsize": 8, "bbox": plate}
         axes.text(0.5, 0.5, "merged tokens only", **place)
-    words = [f"{kept} of {int(sheet.inside.sum())} kept"]
+    words = [f"{kept} of {int(sheet.inside.sum())} kept" + f", {merged} merged" * bool(merged)]
     if square:
         widest = widest_square(stages == DROPPED)
         outline(axes, widest)
@@ -90,7 +92,7 @@ def paint(pixels: np.ndarray, stages: np.ndarray, cell: int | None = None) -> np
 
     Args:
         pixels: (H, W, 3) uint8.
-        stages: (rows, columns) of CROPPED, DROPPED, KEPT and the numbers of stages.
+        stages: (rows, columns) of CROPPED, DROPPED, KEPT, CENTRE and the numbers of stages.
         cell: side of a patch in pixels; by default large enough to be read in print.
     """
     rows, columns = stages.shape
@@ -182,8 +184,8 @@ def _mark(stage: int, cell: int) -> tuple[tuple[int, int, int], np.ndarray]:
     width = max(1, cell // 10)
     mark = np.ones((cell, cell), bool)
     mark[width:-width, width:-width] = False
-    if stage == KEPT:
-        return BLUE, mark
+    if stage in (KEPT, CENTRE):
+        return (BLUE if stage == KEPT else PURPLE), mark
     steps = np.arange(cell)
     second = stage % 2 == 0
     return (RED, mark | (steps[:, None] + steps < cell * 0.55)) if second else (GREEN, mark)

@@ -19,7 +19,7 @@ from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 # What became of a patch. From 1 on: the stage of its method that keeps it; HIVTP has two.
 CROPPED, DROPPED, GLOBAL, LOCAL = -1, 0, 1, 2
-KEPT = 100  # kept by a method without stages
+KEPT, CENTRE = 100, 101  # kept by a method without stages; others were merged into it
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Look:
     """One image seen by the vision tower and cut down by a pruner."""
 
     sheets: tuple[Sheet, ...]
-    stages: np.ndarray  # (T, N) of DROPPED, KEPT and the numbers of stages
+    stages: np.ndarray  # (T, N) of DROPPED, KEPT, CENTRE and the numbers of stages
     importance: dict[int, np.ndarray]  # layer -> (T, N), attention received
     packed: PackedImage  # what reaches the language model
     pruner: Pruner
@@ -51,8 +51,13 @@ class Look:
     def names(self) -> dict[int, str]:
         """What the stages are called in which patches of this image were kept, in order."""
         called = dict(enumerate(self.pruner.stage_names, 1))
-        called[KEPT] = "filled up" if called else "kept"
+        called |= {KEPT: "filled up" if called else "kept", CENTRE: "merged with others"}
         return {stage: name for stage, name in called.items() if (self.stages == stage).any()}
+
+    @property
+    def unplaced(self) -> int:
+        """Tokens that no patch of the picture stands for, such as CLS."""
+        return int((self.packed.kept.patch < 0).sum() - (self.stages == CENTRE).sum())
 
     def laid(self, sheet: Sheet) -> np.ndarray:
         """Stages on a sheet, CROPPED where no patch of the image lies."""
@@ -80,7 +85,7 @@ def chosen(seen: Look, kept: PackedImage | KeptTokens) -> Look:
     """The same image under another choice; stages are told apart only if the choices agree."""
     tokens = kept.kept if isinstance(kept, PackedImage) else kept
     mask = mask_of(tokens, *seen.stages.shape)
-    if np.array_equal(mask, seen.stages > DROPPED):
+    if np.array_equal(mask, (seen.stages > DROPPED) & (seen.stages != CENTRE)):
         return seen
     packed = (
         kept
@@ -142,6 +147,8 @@ class _Watch(Pruner):
         """The inner pruner's choice."""
         kept = self.inner.select(features)
         stages = _as_kept(mask_of(kept, features.n_tiles, features.n_patches))
+        for tile, centres in enumerate(self.inner.centres_of(features)):
+            stages[tile, centres.cpu().numpy()] = CENTRE
         if self.inner.stage_names:
             scores = received_attention(features, self.inner.layers)
             told = self.inner.stages(scores).cpu().numpy()

@@ -154,7 +154,7 @@ def _kept_panels(
     for cell, sheet in zip(cells, seen.sheets, strict=True):
         panel = figure.add_subplot(cell)
         show_kept(panel, seen, sheet, square=square)
-        loose = int((seen.packed.kept.patch < 0).sum()) if sheet is seen.sheets[0] else 0
+        loose = seen.unplaced if sheet is seen.sheets[0] else 0
         if loose or not square:  # always two lines, so that panels stand in line
             second = f"{loose} unplaced" if loose else " "
             panel.set_xlabel(f"{panel.get_xlabel()}\n{second}", fontsize=8)

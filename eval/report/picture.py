@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 DPI = 150
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
-GREEN, RED, BLUE, YELLOW = (0, 158, 115), (213, 94, 0), (0, 114, 178), (240, 228, 66)
+GREEN, RED, BLUE = (0, 158, 115), (213, 94, 0), (0, 114, 178)
+PURPLE, YELLOW = (204, 121, 167), (240, 228, 66)
 
 
 class Picture(Figure):

@@ -42,18 +42,12 @@ class PruMerge(ScorePruner):
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Merged tokens, tile by tile, the sum of the rest last in each."""
-        most = self.budget(1, features.n_patches) - 1
         features = _joined(features)
         attention = finite(cls_attention(features, *self.layers))
-        outliers = _outliers(attention)
         (layer,) = self.layers
         keys = normalize(features.keys[layer][:, 0, 1:].float(), dim=-1)
-        tokens = [
-            _merge(tile, weight, key, self.centres(weight, count, most))
-            for tile, weight, key, count in zip(
-                features.tokens.float(), attention, keys, outliers, strict=True
-            )
-        ]
+        each = zip(features.tokens.float(), attention, keys, self._centres(attention), strict=True)
+        tokens = [_merge(*tile) for tile in each]
         counts = torch.tensor([len(merged) for merged in tokens], device=attention.device)
         tile = torch.arange(len(tokens), device=attention.device).repeat_interleave(counts)
         merged = torch.cat(tokens).to(features.tokens.dtype)
@@ -72,6 +66,16 @@ class PruMerge(ScorePruner):
     def varies_by(self) -> str:
         """Outliers are as many as the image has."""
         return "adaptive=True" if self.adaptive else ""
+
+    def centres_of(self, features: VisionFeatures) -> list[Tensor]:
+        """All but the last token of every tile have a centre."""
+        return self._centres(finite(self.score(features)))
+
+    def _centres(self, attention: Tensor) -> list[Tensor]:
+        """Centres of every tile, of (T, N) attention."""
+        most = self.budget(1, attention.shape[1]) - 1
+        each = zip(attention, _outliers(attention), strict=True)
+        return [self.centres(weight, outliers, most) for weight, outliers in each]
 
     def centres(self, attention: Tensor, outliers: int, most: int) -> Tensor:
         """Centres of a tile with (N,) attention, in the order they are returned."""

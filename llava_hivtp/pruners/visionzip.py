@@ -73,14 +73,24 @@ class VisionZip(Pruner):
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Dominant and contextual tokens of every tile."""
         dominant, contextual = self.split(features.n_patches)
-        attention = finite(cls_attention(features, *self.layers))
-        patch = best(attention, dominant - 1)
-        is_rest = torch.ones_like(attention).scatter_(1, patch, 0)
-        rest = best(is_rest, features.n_patches + 1 - dominant)
+        patch, rest = self._divided(features, dominant)
         metric = features.keys[self.layers[0]].float().mean(1)[:, 1:]  # (T, N, Dh)
         merged = _merge(_rows(features.tokens, rest), _rows(metric, rest), contextual)
         tokens = [features.cls[:, None], _rows(features.tokens, patch), merged]
         return _in_order(torch.cat(tokens, 1), patch)
+
+    def centres_of(self, features: VisionFeatures) -> list[Tensor]:
+        """The contextual tokens."""
+        dominant, contextual = self.split(features.n_patches)
+        _, rest = self._divided(features, dominant)
+        return list(rest[:, _targets(rest.shape[1], contextual).to(rest.device)])
+
+    def _divided(self, features: VisionFeatures, dominant: int) -> tuple[Tensor, Tensor]:
+        """Patches of every tile: the dominant ones but for CLS, (T, K), and the others."""
+        attention = finite(cls_attention(features, *self.layers))
+        patch = best(attention, dominant - 1)
+        is_rest = torch.ones_like(attention).scatter_(1, patch, 0)
+        return patch, best(is_rest, features.n_patches + 1 - dominant)
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """`dominant` + `contextual`, or floor(keep * N), in every tile."""
@@ -96,15 +106,22 @@ def _merge(tokens: Tensor, metric: Tensor, count: int) -> Tensor:
     """Merge (T, M, D) tokens into `count` targets by likeness of their metric."""
     if not count:
         return tokens[:, :0]
-    index = torch.arange(tokens.shape[1], device=tokens.device)
-    step, metric = tokens.shape[1] // count, normalize(metric, dim=-1)
-    is_target = (index % step == 0) & (index < step * count)
-    target, other = index[is_target], index[~is_target]
+    is_target, metric = _targets(tokens.shape[1], count), normalize(metric, dim=-1)
+    target, other = (
+        part.nonzero().flatten().to(tokens.device, non_blocking=True)
+        for part in (is_target, ~is_target)
+    )
     likeness = metric[:, other] @ metric[:, target].transpose(1, 2)
     chosen = one_hot(likeness.argmax(2), count).float()  # (T, M - count, count)
     sums = chosen.transpose(1, 2) @ tokens[:, other].float()
     means = sums / chosen.sum(1).clamp(min=1)[..., None]
     return (tokens[:, target].float() + means).to(tokens.dtype)
+
+
+def _targets(others: int, count: int) -> Tensor:
+    """Which of the tokens that are not dominant are targets: every step-th, (M,) bool."""
+    index, step = torch.arange(others), max(1, others // max(1, count))
+    return (index % step == 0) & (index < step * count)
 
 
 def _in_order(tokens: Tensor, patch: Tensor) -> KeptTokens:

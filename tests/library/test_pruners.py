@@ -226,6 +226,22 @@ def test_a_placed_token_is_the_patch_itself(name: str, arguments: dict) -> None:
         assert torch.equal(kept.tokens[placed], source)
 
 
+@every_setting
+def test_a_centre_is_the_patch_that_others_are_added_to(name: str, arguments: dict) -> None:
+    """Every token without a place has one, but for CLS or the sum of the rest, one in a tile."""
+    features, pruner = features_of(1), build_pruner(name, **arguments)
+    kept, (centres,) = pruner.select(features), pruner.centres_of(features)
+    unplaced = int((kept.patch < 0).sum())
+    assert len(centres) == max(0, unplaced - 1)
+    for centre in centres[:: max(1, len(centres) - 1)].tolist():
+        tokens = features.tokens.clone()
+        tokens[0, centre] += 1
+        moved = (pruner.select(replace(features, tokens=tokens)).tokens - kept.tokens).mean(1)
+        whole = torch.isclose(moved, torch.ones(()), atol=1e-5)
+        assert whole.sum() == 1
+        assert kept.patch[whole] == -1
+
+
 @pytest.mark.parametrize("layout", ["unpad", "mosaic"])
 @pytest.mark.parametrize("tiles", [3, 4, 5])
 @every_setting
