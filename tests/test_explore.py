@@ -15,10 +15,9 @@ import requests
 from PIL import Image
 
 from eval.explorer.shared import (
-    MAX_ASPECT,
+    LIMITS,
     MAX_MEGABYTES,
     MAX_QUESTION,
-    MAX_SIDE,
     NO_WINDOWS,
     TIMED,
     SharedModel,
@@ -123,8 +122,8 @@ def files(tmp_path_factory):
     """Images good and bad, by name."""
     folder = tmp_path_factory.mktemp("uploads")
     noise((90, 60)).save(folder / "good.png")
-    Image.new("L", (MAX_SIDE + 1, MAX_SIDE)).save(folder / "wide.png")
-    Image.new("L", (2, 2 * MAX_ASPECT + 1)).save(folder / "strip.png")
+    Image.new("L", (LIMITS.side + 1, LIMITS.side)).save(folder / "wide.png")
+    Image.new("L", (2, 401)).save(folder / "strip.png")
     Image.new("1", (20_000, 20_000)).save(folder / "giant.png")  # a small file, many pixels
     (folder / "words.png").write_text("this is no image")
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:2000])
@@ -135,10 +134,13 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("wide", f"wide.png is {MAX_SIDE + 1} x {MAX_SIDE} pixels; {MAX_SIDE} a side are the most"),
-        ("strip", f"strip.png is 2 x 201 pixels: more than {MAX_ASPECT} times as long as wide"),
+        (
+            "wide",
+            f"wide.png is {LIMITS.side + 1} x {LIMITS.side} pixels; at most {LIMITS.side} a side",
+        ),
+        ("strip", "strip.png is 2 x 401 pixels; one side may be 100 times the other"),
         ("heavy", f"heavy.png is larger than {MAX_MEGABYTES} MB"),
-        ("giant", f"giant.png is .*{MAX_SIDE}"),
+        ("giant", f"giant.png is .*{LIMITS.side}"),
         ("words", "words.png is no image that can be read"),
         ("cut", "cut.png is damaged and cannot be read"),
     ],
@@ -364,9 +366,9 @@ def test_bad_files_get_a_message_and_leave_the_page_working(page, files):
     for name, words in (
         ("words", "no image that can be read"),
         ("cut", "is damaged"),
-        ("giant", f"{MAX_SIDE} "),
-        ("wide", f"{MAX_SIDE + 1} x {MAX_SIDE} pixels"),
-        ("strip", "2 x 201 pixels"),
+        ("giant", f"{LIMITS.side} "),
+        ("wide", f"{LIMITS.side + 1} x {LIMITS.side} pixels"),
+        ("strip", "2 x 401 pixels"),
     ):
         upload(page, files[name])
         wait_for_text(page, "message", words)

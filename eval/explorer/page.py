@@ -8,9 +8,9 @@ import gradio as gr
 from PIL import Image
 
 from eval.explorer.shared import (
+    LIMITS,
     MAX_MEGABYTES,
     MAX_QUESTION,
-    MAX_SIDE,
     NO_WINDOWS,
     TIMED,
     SharedModel,
@@ -82,7 +82,7 @@ class Asking:
         self.image = gr.State(picture)
         self.shown = gr.Image(picture, label="Image", interactive=False, height=250, buttons=[])
         self.upload = gr.UploadButton(
-            f"Upload an image (up to {MAX_MEGABYTES} MB, {MAX_SIDE} pixels a side)",
+            f"Upload an image (up to {MAX_MEGABYTES} MB, {LIMITS.side} pixels a side)",
             size="sm",
             elem_id="upload",
         )

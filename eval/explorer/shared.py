@@ -21,10 +21,10 @@ from eval.report.picture import Picture
 from llava_hivtp.answer import Answer, answer
 from llava_hivtp.conversation import unknown_words
 from llava_hivtp.images import open_image
+from llava_hivtp.limits import Limits
 from llava_hivtp.pruners import PRUNERS, Pruner, build_pruner, for_depth
 
-MAX_SIDE = 6000  # pixels: LLaVA pads an image to a square, so a thin strip is large as well
-MAX_ASPECT = 100  # longer over shorter side: CLIP's processor makes the shorter one whole
+LIMITS = Limits(side=6000, aspect=100)  # of an image; below the library's: others wait meanwhile
 MAX_MEGABYTES = 20  # of a file
 MAX_QUESTION = 500  # characters
 MAX_ANSWER = 64  # tokens
@@ -147,16 +147,12 @@ def open_bounded(path: str | Path) -> Image.Image:
             raise ValueError(f"{name} is larger than {MAX_MEGABYTES} MB")
         size = _size(path)
     except Image.DecompressionBombError:
-        raise ValueError(f"{name} is too large; {MAX_SIDE} pixels a side are the most") from None
+        raise ValueError(f"{name} is too large; {LIMITS.side} pixels a side are the most") from None
     except OSError:
         raise ValueError(f"{name} is no image that can be read") from None
-    sides = "{} x {} pixels".format(*size)
-    if max(size) > MAX_SIDE:
-        raise ValueError(f"{name} is {sides}; {MAX_SIDE} a side are the most: make it smaller")
-    if max(size) > MAX_ASPECT * min(size):
-        raise ValueError(f"{name} is {sides}: more than {MAX_ASPECT} times as long as wide")
+    LIMITS.check(size, name)
     try:
-        return open_image(path)
+        return open_image(path, LIMITS)
     except (OSError, ValueError):
         raise ValueError(f"{name} is damaged and cannot be read") from None
 
