@@ -14,9 +14,8 @@ from PIL import Image
 
 from llava_hivtp import answer as module
 from llava_hivtp import attach, build_pruner
-from llava_hivtp.answer import Request, answer, answer_batch
+from llava_hivtp.answer import answer
 from llava_hivtp.images import open_image
-from llava_hivtp.limits import Limits
 
 
 @pytest.fixture
@@ -59,15 +58,19 @@ def test_a_batch_answers_and_counts_as_single_questions(loaded, photo, kind):
     model, tokenizer, _ = loaded(kind)
     attach(model, build_pruner("hivtp", k=14, c=3))
     images = [photo((200, 150)), photo((90, 300), 1)]
-    asked = [Request(q, {"max_new_tokens": 4}, (i,)) for q, i in zip("ab", images, strict=True)]
-    together = answer_batch(model, tokenizer, asked, "vicuna_v1")
-    assert together == [answer_batch(model, tokenizer, [one], "vicuna_v1")[0] for one in asked]
+    asked = [
+        module.Request(q, {"max_new_tokens": 4}, (i,)) for q, i in zip("ab", images, strict=True)
+    ]
+    together = module.answer_batch(model, tokenizer, asked, "vicuna_v1")
+    assert together == [
+        module.answer_batch(model, tokenizer, [one], "vicuna_v1")[0] for one in asked
+    ]
     assert together[0].ttft is None
     one = answer(model, tokenizer, images[0], "a", template="vicuna_v1", max_new_tokens=4)
     assert (one.text, one.generated) == (together[0].text.strip(), together[0].generated)
-    other = [asked[0], Request("b", {"max_new_tokens": 5}, (images[1],))]
+    other = [asked[0], module.Request("b", {"max_new_tokens": 5}, (images[1],))]
     with pytest.raises(ValueError, match="a batch shares its options"):
-        answer_batch(model, tokenizer, other, "vicuna_v1")
+        module.answer_batch(model, tokenizer, other, "vicuna_v1")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -99,7 +102,6 @@ def test_logits_that_are_no_numbers_fail_the_question(ask, loaded, weight, value
         ("What?", {"image": np.zeros((8, 8, 3), np.uint8)}, TypeError, "path or an open file, got"),
         ("What?", {"image": 5}, TypeError, "an image is a path or an open file, got int"),
         ("What?", {"template": "vicuna_v9"}, ValueError, "unknown conv_template 'vicuna_v9'"),
-        ("What?", {"limits": Limits(side=100)}, ValueError, "image 0 is 200 x 150 pixels; at most"),
         ("<image> or <image>?", {}, ValueError, "2 marks <image> for 1 images"),
     ],
 )
@@ -130,8 +132,17 @@ def test_a_pipe_or_a_device_is_not_opened(tmp_path):
     [({"side": 0}, "side"), ({"side": 1.5}, "side"), ({"aspect": 0.5}, "aspect")],
 )
 def test_limits_are_numbers(settings, message):
+    from llava_hivtp.limits import Limits
+
     with pytest.raises(ValueError, match=f"{message} must be a"):
         Limits(**settings)
+
+
+def test_an_answer_holds_the_limits_it_is_given(ask):
+    from llava_hivtp.limits import Limits
+
+    with pytest.raises(ValueError, match="image 0 is 200 x 150 pixels; at most 100 a side"):
+        ask(limits=Limits(side=100))
 
 
 def test_an_image_of_no_pixels_is_refused(ask):

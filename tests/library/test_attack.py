@@ -20,7 +20,6 @@ from PIL import Image
 
 from llava_hivtp import PRUNERS, attach, build_pruner, load
 from llava_hivtp.answer import answer
-from llava_hivtp.limits import Limits
 from llava_hivtp.pruners import Pruner
 
 HERE = str(Path(__file__).parents[2])
@@ -203,6 +202,8 @@ def test_answer_takes_an_image_and_a_question_only(loaded, tmp_path):
 
 
 def test_limits_and_paths_are_what_they_should_be():
+    from llava_hivtp.limits import Limits
+
     for value in VALUES:
         limits = attempt(lambda value=value: Limits(side=value))
         assert limits is None or (type(value) is int and value >= 1)

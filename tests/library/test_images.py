@@ -13,7 +13,6 @@ from llava.mm_utils import process_images
 from PIL import Image
 
 from llava_hivtp.images import open_image, prepare_images, to_rgb
-from llava_hivtp.limits import Limits
 
 DIGESTS = {
     "v15": 3160777078,
@@ -89,6 +88,8 @@ def test_any_size_gives_pixels_of_three_colours(loaded, photo, kind, size):
     ],
 )
 def test_padding_to_a_square_gives_the_pixels_of_llava(loaded, size):
+    from llava_hivtp.limits import Limits
+
     model, _, processor = loaded("v15")
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
@@ -98,6 +99,8 @@ def test_padding_to_a_square_gives_the_pixels_of_llava(loaded, size):
 
 def test_a_thin_image_needs_no_square_in_memory(loaded):
     """LLaVA pads 6000 x 4 to 6000 x 6000, 108 MB, and the processor copies it as float64."""
+    from llava_hivtp.limits import Limits
+
     model, _, processor = loaded("v15")
     begun, largest = time.process_time(), []
     real = Image.new

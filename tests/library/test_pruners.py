@@ -13,16 +13,9 @@ from features import GRIDS, cast, random_features, tile_of
 from torch import Tensor
 
 from eval.plan.table import load_table
+from llava_hivtp import pruners
 from llava_hivtp.anyres import inside, merge_anyres
-from llava_hivtp.pruners import (
-    PRUNERS,
-    Pruner,
-    ScorePruner,
-    build_pruner,
-    for_depth,
-    read_arguments,
-    read_pruner,
-)
+from llava_hivtp.pruners import PRUNERS, Pruner, ScorePruner, build_pruner
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 KEEP = (0.75, 0.5, 0.4, 0.25)
@@ -455,9 +448,9 @@ def test_a_method_is_named_by_its_file(tmp_path: Path) -> None:
     "spelled", ["external_pruner:LargestNorm:keep=0.25,power=1", "random:seed=3"]
 )
 def test_a_method_in_one_word(spelled: str) -> None:
-    pruner = read_pruner(spelled)
+    pruner = pruners.read_pruner(spelled)
     assert (pruner.keep, pruner.power) == (0.25, 1) if "power" in spelled else pruner.seed == 3
-    assert read_pruner(spelled.rpartition(":")[0]) == type(pruner)()
+    assert pruners.read_pruner(spelled.rpartition(":")[0]) == type(pruner)()
 
 
 @pytest.mark.parametrize(
@@ -470,9 +463,9 @@ def test_a_method_in_one_word(spelled: str) -> None:
     ],
 )
 def test_arguments_of_a_command_line_are_read_or_refused(text: str, message: str) -> None:
-    assert read_arguments(" r=2, layers = 7+8 ,") == {"r": "2", "layers": "7+8"}
+    assert pruners.read_arguments(" r=2, layers = 7+8 ,") == {"r": "2", "layers": "7+8"}
     with pytest.raises(ValueError, match=message):
-        read_arguments(text)
+        pruners.read_arguments(text)
 
 
 @pytest.mark.parametrize(
@@ -491,12 +484,12 @@ def test_arguments_of_a_command_line_are_read_or_refused(text: str, message: str
 )
 def test_layers_of_a_paper_move_with_the_depth(name: str, layers: tuple) -> None:
     pruner = build_pruner(name)
-    assert for_depth(pruner, 12).layers == layers
-    for_depth(pruner, 12).check(12, 576)
-    assert for_depth(pruner, 24) == pruner
+    assert pruners.for_depth(pruner, 12).layers == layers
+    pruners.for_depth(pruner, 12).check(12, 576)
+    assert pruners.for_depth(pruner, 24) == pruner
     if layers:
         named = build_pruner(name, layers=layers)
-        assert for_depth(named, 12) == named
+        assert pruners.for_depth(named, 12) == named
 
 
 def test_a_method_that_has_stages_says_so() -> None:
