@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # evaluate.sh TABLE run|table|all, with the settings named in table1.sh; for the scripts beside it.
 set -euo pipefail
+[ $# = 2 ] || { echo "usage: bash scripts/evaluate.sh TABLE run|table|all" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,3 +172,33 @@ def test_the_script_of_a_table_prints_it(table, drawn, tmp_path):
     assert "4 units, 4 done" in done.stdout
     assert "| 50 %" in done.stdout
     assert json.loads(next((tmp_path / "out").rglob("*.limit4.json")).read_text())["requests"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "error: name one table: bash scripts/slurm/submit.sh table1"),
+        (["table9"], "error: there is no configs/table9.yaml"),
+        (["table1"], "error: sbatch is not here: log in to a node of the cluster"),
+    ],
+)
+def test_a_submission_that_cannot_be_says_why(tmp_path, arguments, said):
+    for tool in ("bash", "dirname", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/slurm/submit.sh", *arguments],
+        env={"PATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_at_random_moments_leave_the_table_of_one(tmp_path):
+    """As `scripts/kill_runs.py` prints it; twenty kills are kept in `eval/measured/`."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/kill_runs.py", "3", str(time.time_ns() % 1000)],
+        capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 different tables or leftover files" in done.stdout.splitlines()[-1]

@@ -1,5 +1,6 @@
 """The tables' YAML says what the paper prints, and a mistake in it is found with its line."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -312,3 +313,40 @@ def test_tables_are_read_without_llava():
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout == "[]\n", found.stderr
+
+
+ODD = (
+    "true", "null", "-1", "0", "1.5", "1e999", ".inf", "99999999999999999999999", "''", "x", "' '",
+    "2020-01-01", "!!binary aGk=", "!!set {a}", "1:30", "[]", "{}", "[[1]]", "{a: 1}", "[true]",
+    "[1, x]", "'../..'", "['../..']", "[/]", "'a:B'", "!!int word", "!!python/object:os.system x",
+    "2020", "\ud7ff",
+)  # fmt: skip
+ROW_KEYS = ("id", "pruner", "block", "section", "set", "name", "printed", "r", "k", "c", "layers")
+
+
+def test_no_value_of_any_key_is_a_traceback(tmp_path):
+    """Loaded or refused with file and line: what is loaded can name its folder and be built."""
+    path, said = tmp_path / "t.yaml", []
+    texts = [
+        re.sub(rf"(?ms)^{key}: .*?$(?=\n\w)", f"{key}: {value}", GOOD)
+        for key in ("title", "models", "layout", "patches", "tasks", "protocol")
+        for value in ODD
+    ]
+    row = {"id": "odd", "pruner": "hivtp", "r": 2, "k": 25, "c": 2, "block": 50}
+    for key in (*ROW_KEYS, "fill", "other"):
+        for value in ODD:
+            entries = ", ".join(f"{k}: {v}" for k, v in (row | {key: value}).items())
+            texts.append(GOOD + f"  - {{{entries}}}\n")
+    for text in texts:
+        path.write_text(text, encoding="utf-8")
+        try:
+            loaded = load_table(path)
+        except ConfigError as error:
+            said.append(str(error))
+            continue
+        for unit in units(loaded, tmp_path):
+            assert tmp_path in unit.path.resolve().parents, text
+        assert all(row.absent or row.build() for row in loaded.rows)
+    assert len(texts) == 19 * len(ODD)
+    assert len(said) > len(texts) / 2
+    assert [each for each in said if not each.startswith(f"{path}:")] == []

@@ -6,6 +6,7 @@ that two rows that say the same thing, in one table or in two, are evaluated onc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ def unit_path(out: str | Path, model: str, row: Row, task: str, limit: int | Non
     The checkpoint's last name stands for it, on a hub or on a disk: two checkpoints of one name
     need two OUT folders (the digest in the protocol tells them apart).
     """
-    name = Path(model).name or "model"
+    name = os.path.basename(os.path.abspath(model)) or "model"  # of `..`, too
     suffix = "" if limit is None else f".limit{limit}"
     return Path(out) / name / row.folder / f"{task}{suffix}.json"
 

@@ -4,6 +4,12 @@
 # Settings as in scripts/table1.sh; JOBS= of the array; each gets GRES=gpu:1 (or none) and
 # CPUS=8; SBATCH_... as sbatch reads them. First, on a node with a network: python -m eval prefetch configs/table1.yaml
 set -euo pipefail
+say() { echo "error: $*" >&2; exit 2; }
+[ $# = 1 ] || say "name one table: bash scripts/slurm/submit.sh table1 (or table2, table3)"
+[ -n "${CONFIG:-}" ] || [ -f "$(dirname "$0")/../../configs/$1.yaml" ] ||
+    say "there is no configs/$1.yaml; CONFIG= names a table of your own"
+command -v sbatch > /dev/null ||
+    say "sbatch is not here: log in to a node of the cluster, or run without Slurm: bash scripts/$1.sh"
 here=$(cd "$(dirname "$0")" && pwd)
 export ROOT=${here%/scripts/slurm} TABLE=$1 OUT=${OUT:-results}
 mkdir -p "$OUT/logs"
