@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from eval import ROOT
+from eval.nano.summary import TIMED
 from eval.plan.table import Table, load_table, select_rows
 from eval.results.shelf import Shelf
+from eval.run.progress import Progress
 
 NOTE = """\
 This is the embedded model: a LLaVA of 2.3 million weights, trained in under an hour on drawn
@@ -23,7 +23,6 @@ its tables look like. It is no evidence about the methods on a real LLaVA: its v
 taught what every patch shows and, in the layers that HIVTP reads, to attend to what is drawn, so
 HIVTP's lead is built in; the AnyRes one met pruned inputs in training; and the order of the methods
 changes from one such model to the next. MME here has 5 categories and 1000 points."""
-_TIMED = "pope"  # one task's requests are enough to time a row
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,11 @@ def run_demo(demo: Demo) -> list[str]:
 
 
 def _draw(demo: Demo) -> None:
+    from datasets import disable_progress_bars
+
     from eval.nano.datasets import write
 
+    disable_progress_bars()  # one for each of some thirty files
     for images, blank in (("small", False), ("large", False), ("small", True)):
         write(demo.data(images, blank), demo.size, images, blank)
 
@@ -98,11 +100,7 @@ def _evaluate(demo: Demo, part: Part, blank: bool = False) -> None:
     title = f"table {part.number}" if not blank else "blind"
     command = [*_run(demo, part, out, rows, blank), "--no-timing", "--batch", "8"]
     jobs = [_start(demo, command) for _ in range(demo.workers)]
-    with tqdm(total=len(paths), desc=title, unit="unit") as bar:
-        while any(job.poll() is None for job in jobs):
-            time.sleep(0.5)
-            bar.update(sum(path.is_file() for path in paths) - bar.n)
-        bar.update(sum(path.is_file() for path in paths) - bar.n)
+    _follow(title, "unit", jobs, len(paths), lambda: sum(path.is_file() for path in paths))
     missing = [unit.path for unit in shelf.units if not shelf.state(unit).answered]
     if missing:
         raise RuntimeError(f"{len(missing)} units failed, such as {missing[0]}; see {_log(demo)}")
@@ -111,16 +109,33 @@ def _evaluate(demo: Demo, part: Part, blank: bool = False) -> None:
 def _time(demo: Demo, part: Part) -> None:
     """Alone on the machine, one request at a time."""
     command = _run(demo, part, demo.results, demo.rows, blank=False)
-    job = _start(demo, [*command, "--tasks", _TIMED, "--timing-n", str(demo.timed), "--batch", "8"])
+    job = _start(demo, [*command, "--tasks", TIMED, "--timing-n", str(demo.timed), "--batch", "8"])
     rows = select_rows(part.table(), demo.rows)
-    shelf = Shelf(part.table(), demo.results, rows, (_TIMED,), demo.limit)
-    with tqdm(total=len(shelf.units), desc=f"times of table {part.number}", unit="row") as bar:
-        while job.poll() is None:
-            time.sleep(0.5)
-            bar.update(sum(shelf.state(unit).timed for unit in shelf.units) - bar.n)
-        bar.update(sum(shelf.state(unit).timed for unit in shelf.units) - bar.n)
+    shelf = Shelf(part.table(), demo.results, rows, (TIMED,), demo.limit)
+    _follow(
+        f"times of table {part.number}",
+        "row",
+        [job],
+        len(shelf.units),
+        lambda: sum(shelf.state(unit).timed for unit in shelf.units),
+    )
     if job.returncode:
         raise RuntimeError(f"timing table {part.number} failed; see {_log(demo)}")
+
+
+def _follow(
+    label: str,
+    unit: str,
+    jobs: Sequence[subprocess.Popen[bytes]],
+    total: int,
+    finished: Callable[[], int],
+) -> None:
+    """Show how many are finished until all processes have ended."""
+    with Progress(label, total, finished(), unit) as bar:
+        while any(job.poll() is None for job in jobs):
+            time.sleep(0.5)
+            bar.update(finished() - bar.n)
+        bar.update(finished() - bar.n)
 
 
 def _run(demo: Demo, part: Part, out: Path, rows: str | None, blank: bool) -> list[str]:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import Row, Table
-from eval.results import stats
+from eval.results import stats, times
 from eval.results.means import Difference, Scored, difference, in_percent, mean, relative
+from eval.results.records import Timing
 from eval.results.shelf import Shelf
+
+TIMED = "pope"  # one task's requests are enough to time a row
 
 
 def scored(shelf: Shelf, row: Row) -> Scored | None:
@@ -106,15 +109,25 @@ def _headlines(shelf: Shelf, whole: Mapping[str, Scored], unseen: Scored | None)
             f"{least} % of the tokens: HIVTP {mean(ours)}, a random choice {mean(chance)}: "
             f"{lead.said(lead.p_value)}"
         )
-    times = [_ttft(shelf, name) for name in ("full", f"hivtp-{least}")]
-    if all(times):
-        lines.append(f"first token: {times[0]:.1f} ms unpruned, {times[1]:.1f} ms at {least} %")
+    lines += _first_tokens(shelf, "full", f"hivtp-{least}", f"at {least} %")
     return lines
 
 
-def _ttft(shelf: Shelf, name: str) -> float | None:
-    """Mean over the timed tasks of a row."""
-    (row,) = (row for row in shelf.rows if row.id == name)
-    found = [shelf.timing(shelf.unit(row, task)) for task in shelf.tasks]
-    times = [timing.ttft_ms for timing in found if timing]
-    return sum(times) / len(times) if times else None
+def _first_tokens(shelf: Shelf, base: str, ours: str, said: str) -> list[str]:
+    """TTFT of two rows on the task that was timed, and their ratio request by request."""
+    found = {row.id: shelf.timing(shelf.unit(row, TIMED)) for row in shelf.rows}
+    first, second = found.get(base), found.get(ours)
+    if first is None or second is None:
+        return []
+    line = f"first token: {_ttft(first)} unpruned, {_ttft(second)} {said}"
+    if ratio := times.paired_ratio(second, first):
+        line += f"; ratio {ratio[0]:.2f} ± {ratio[1]:.2f}"
+    line += f" (means of {first.requests} requests, in turn; ± of 95 %)"
+    doubts = dict.fromkeys([*(first.warnings or []), *(second.warnings or [])])
+    return [line, *(f"WARNING: {doubt}: no measurement" for doubt in doubts)]
+
+
+def _ttft(timing: Timing) -> str:
+    around = times.interval("ttft_ms", [timing])
+    half = f" ± {(around[1] - around[0]) / 2:.1f}" if around else ""
+    return f"{timing.ttft_ms:.1f}{half} ms"

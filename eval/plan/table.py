@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SETS = ("paper", "control", "beyond", "own")  # printed there; to compare with; newer; yours
 COUNTS = ("retain", "tokens")
 TIMES = ("ttft_ms", "throughput")
+PREPARATION = "preparation_ms"  # before TTFT begins; no paper prints it
 
 _TABLE_KEYS = {"title", "models", "layout", "patches", "device", "tasks", "protocol", "rows"}
 _ROW_KEYS = {"id", "pruner", "block", "section", "set", "name", "printed"}  # others: arguments

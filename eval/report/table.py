@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.names import display_name
-from eval.plan.table import TIMES, Row, Table
+from eval.plan.table import PREPARATION, TIMES, Row, Table
 from eval.report import text
 from eval.report.text import MISSING, Cell, Line
 from eval.results.collect import DIGITS, Collected
@@ -32,6 +32,7 @@ HEADINGS = {
     "relative": "% of unpruned",
     "ttft_ms": "TTFT ms",
     "throughput": "tokens/s",
+    PREPARATION: "preparation ms",
     **{benchmark.column: benchmark.title for benchmark in BENCHMARKS.values()},
 }
 SETS = {"paper": "", "control": " (control)", "beyond": " (beyond the paper)", "own": " (own)"}
@@ -74,7 +75,7 @@ def columns(collected: Collected) -> list[str]:
     """Columns to show: every benchmark, and the counts and times that somebody has."""
     benchmarks = [BENCHMARKS[task].column for task in collected.table.tasks]
     known = {name for row in collected.rows for name in (*row.values, *row.row.printed)}
-    around = [["retain", "tokens", "newlines"], benchmarks, list(MEANS), list(TIMES)]
+    around = [["retain", "tokens", "newlines"], benchmarks, list(MEANS), [*TIMES, PREPARATION]]
     return [c for part in around for c in part if c in known or c in benchmarks]
 
 
@@ -190,14 +191,14 @@ def _printed_best(collected: Collected) -> set[tuple[str, str]]:
 
 
 def _ours(collected: Collected, measured: Measured, column: str) -> Cell:
-    extra = ""
+    extra = []
     if column in measured.intervals:
         low, high = (_number(end, column) for end in measured.intervals[column])
-        extra = f"[{low}, {high}]"
+        extra.append(f"[{low}, {high}]")
     if column in measured.partial:
-        extra = f"({measured.partial[column]}/{len(collected.table.tasks)})"
+        extra.append(f"({measured.partial[column]}/{len(collected.table.tasks)})")
     best = column in measured.best and collected.limit is None
-    return Cell(_number(measured.values.get(column), column), extra, best)
+    return Cell(_number(measured.values.get(column), column), " ".join(extra), best)
 
 
 def _theirs(collected: Collected, row: Row, column: str, best: bool) -> Cell:

@@ -9,15 +9,23 @@ from typing import Any, TypeVar
 
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.reader import ConfigError
-from eval.plan.table import TIMES, Row, Table
+from eval.plan.table import PREPARATION, TIMES, Row, Table
 from eval.plan.tower import misfit_here
 from eval.plan.units import Unit
+from eval.results import times
 from eval.results.agree import agreed, text_of
 from eval.results.compare import Measured, compare_rows, mark_best_times
 from eval.results.records import Result, Timing
 from eval.results.shelf import Shelf
 
-DIGITS = {"retain": 1, "tokens": 0, "newlines": 0, "relative": 1, "ttft_ms": 1}  # two otherwise
+DIGITS = {
+    "retain": 1,
+    "tokens": 0,
+    "newlines": 0,
+    "relative": 1,
+    "ttft_ms": 1,
+    PREPARATION: 1,
+}  # two otherwise
 
 T = TypeVar("T")
 ByTask = dict[str, Result]  # of one row
@@ -109,6 +117,7 @@ def collect(
     found = tuple(measured.values())
     notes += compare_rows(shelf, found, against) if tests else []
     mark_best_times(found)
+    notes += times.notes(timings)
     notes += [*_stale_notes(shelf), *_short_notes(results.values())]
     return Collected(
         table, limit, against, found, protocol, provenance, timing_device, tuple(notes)
@@ -147,9 +156,12 @@ def _measure(table: Table, row: Row, results: ByTask, timings: TimesByTask) -> M
         means["retain"] = 100 * sum(patches) / sum(total)
     for column, mean in means.items():
         _add_mean(measured, column, mean, len(results), len(table.tasks))
+    for column in (*TIMES, PREPARATION):
+        known = [found for t in timings.values() if (found := getattr(t, column)) is not None]
+        _add_mean(measured, column, _mean(known), len(known), len(table.tasks))
     for column in TIMES:
-        mean = _mean([getattr(timing, column) for timing in timings.values()])
-        _add_mean(measured, column, mean, len(timings), len(table.tasks))
+        if around := times.interval(column, list(timings.values())):
+            measured.intervals[column] = around
     return measured
 
 
