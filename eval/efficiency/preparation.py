@@ -68,7 +68,8 @@ def _measured_before(path: Path, here: dict[str, str]) -> list[dict[str, Any]]:
 
 def _measure(mode: str, size: tuple[int, int], rounds: int) -> dict[str, str]:
     grid = [[w * SIDE, h * SIDE] for w, h in PINPOINTS]
-    config = SimpleNamespace(image_aspect_ratio=mode, image_grid_pinpoints=grid)
+    aspect = "square" if mode == "crop" else mode
+    config = SimpleNamespace(image_aspect_ratio=aspect, image_grid_pinpoints=grid)
     processor, image = image_processor(SIDE), random_picture(size)
     theirs, ours = (
         process_images([image], processor, config),
