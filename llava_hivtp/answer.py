@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
 from PIL import Image
 from transformers import LogitsProcessorList
@@ -26,6 +26,7 @@ class Request:
     question: str  # marks <image> where it places its images; otherwise they are put in front
     options: Mapping[str, Any] = field(default_factory=dict)  # of `generate`, and `until`
     images: tuple[Image.Image, ...] = ()
+    other: str = ""  # question about another image, by which a method with question=other chooses
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def answer_batch(
         pad_token_id=_pad(tokenizer),
         images=pixels,
         image_sizes=sizes,
+        questions=_others(model, tokenizer, requests, template),
         stopping_criteria=[_Stop(tokenizer, until)] if until else None,
         logits_processor=LogitsProcessorList([sound]),
         streamer=clock if timed else None,
@@ -144,12 +146,35 @@ def answer_batch(
     ]
 
 
+def prompt_ids(model: Any, tokenizer: Any, question: str) -> torch.Tensor:
+    """(S,) token ids of a question about an image, in the checkpoint's conversation."""
+    name = template_name(model.config._name_or_path, model.config)
+    return torch.tensor(_prompt_row(tokenizer, question, name))
+
+
+def _others(
+    model: Any, tokenizer: Any, requests: Sequence[Request], template: str
+) -> list[torch.Tensor] | None:
+    """Prompts of the other questions, if the method wants them and all are given."""
+    if model.pruner.question != "other" or not all(request.other for request in requests):
+        return None
+    return [torch.tensor(_prompt_row(tokenizer, r.other, template)) for r in requests]
+
+
+def _prompt_row(
+    tokenizer: Any, question: str, template: str, images: int | None = None
+) -> list[int]:
+    """Token ids of a prompt; default: one image, or as many as the question places itself."""
+    images = max(1, question.count(DEFAULT_IMAGE_TOKEN)) if images is None else images
+    prompt = build_prompt(template, question, images)
+    return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
+
+
 def _prompt_ids(
     tokenizer: Any, requests: Sequence[Request], template: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts padded on the left, (B, L), and where they are."""
-    prompts = [build_prompt(template, r.question, len(r.images)) for r in requests]
-    rows = [tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX) for prompt in prompts]
+    rows = [_prompt_row(tokenizer, r.question, template, len(r.images)) for r in requests]
     longest = max(map(len, rows))
     ids = torch.tensor([[_pad(tokenizer)] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()

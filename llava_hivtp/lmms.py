@@ -110,7 +110,7 @@ class LlavaHIVTP(lmms):
         batches = list(self._batches(requests, left))
         with self.progress(len(requests), len(recalled)) as bar:
             for batch, wanted in self._in_step(batches, sharers):
-                answers = self._answer_all([self.read(requests[i]) for i in batch])
+                answers = self._answer_all([self.ready(i, requests) for i in batch])
                 mine = dict(zip(batch, answers, strict=True)) if wanted else {}
                 for finished in sharers.exchange(mine):
                     if self.journal is not None:
@@ -127,6 +127,14 @@ class LlavaHIVTP(lmms):
     def progress(self, total: int, done: int) -> Any:
         """A bar over requests, with `update(n)`, as a context."""
         return tqdm(total=total, initial=done, desc="answering", disable=self.rank != 0)
+
+    def ready(self, i: int, requests: Sequence[Instance]) -> Request:
+        """The i-th of all requests, and the question of the one half of them further on.
+
+        That is the other question of a method with question=other, whatever the batch.
+        """
+        other = requests[(i + len(requests) // 2) % len(requests)].args[0]
+        return replace(self.read(requests[i]), other=other if len(requests) > 1 else "")
 
     def read(self, instance: Instance) -> Request:
         """Open the document behind a request; a broken image is an error that names it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from llava_hivtp.inputs import (
     check_sizes,
     tiles_of,
 )
+from llava_hivtp.questions import for_images, unpadded_rows
 from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
 
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
@@ -76,17 +78,21 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         tower = model.get_vision_tower()
         return tower.config.num_hidden_layers, tower.num_patches
 
-    def encode_images(self, images: Any, image_sizes: Any = None) -> list[Tensor]:
+    def encode_images(
+        self, images: Any, image_sizes: Any = None, questions: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """Prune, project and pack: one (L_i, D_lm) sequence per image.
 
         Args:
             images: (B, 3, H, W), B images of one tile; or B images of (T_i, 3, H, W) or
                 (3, H, W) each, as a list or stacked (AnyRes).
             image_sizes: (width, height) of each image, needed for AnyRes tiles.
+            questions: token ids of the prompt of each image, for a method that asks.
         """
         if isinstance(images, _Sequences):
             return images
-        sequences, check = self._sequences(images, image_sizes)
+        asked = None if questions is None else self.embedded(questions, IMAGE_TOKEN_INDEX)
+        sequences, check = self._sequences(images, image_sizes, asked)
         check()
         return sequences
 
@@ -116,7 +122,8 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         check_marks(marks, given["images"], training)
         if given["images"] is None:
             return splice(*call.args, **call.kwargs)
-        sequences, check = self._sequences(given["images"], given["image_sizes"])
+        questions = self._questions(given, marks) if self.pruner.asks else None
+        sequences, check = self._sequences(given["images"], given["image_sizes"], questions)
         given["images"] = _one_per_slot(sequences, marks)
         if given["attention_mask"] is None and len(given["input_ids"]) > 1:
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
@@ -127,9 +134,20 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
         return spliced
 
-    def _sequences(self, images: Any, image_sizes: Any) -> tuple[_Sequences, Callable[[], None]]:
+    def _questions(self, given: dict[str, Any], marks: list[int]) -> list[Tensor]:
+        """The embedded question of every image's row."""
+        rows = unpadded_rows(given["input_ids"], given["attention_mask"])
+        return for_images(self.asked(rows, IMAGE_TOKEN_INDEX), marks, len(given["images"]))
+
+    def _sequences(
+        self, images: Any, image_sizes: Any, questions: list[Tensor] | None
+    ) -> tuple[_Sequences, Callable[[], None]]:
         """`encode_images` without waiting for its check for NaN, which comes along."""
-        packed, check = self.prune(self._pictures(images, image_sizes))
+        pictures = self._pictures(images, image_sizes)
+        if questions is not None:
+            both = zip(pictures, questions, strict=True)
+            pictures = [replace(picture, question=question) for picture, question in both]
+        packed, check = self.prune(pictures)
         return _Sequences(image.tokens for image in packed), check
 
     def _pictures(self, images: Any, image_sizes: Any) -> list[Picture]:

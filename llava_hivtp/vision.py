@@ -29,6 +29,7 @@ class VisionFeatures:
     project: Callable[[Tensor], Tensor] | None = None  # the projector: (..., D) -> (..., D_lm)
     key: int = 0  # digest of the pixel values: seeds a random choice whatever batch, dtype, device
     tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
+    question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that `asks`
 
     @property
     def n_tiles(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -237,7 +238,7 @@ def test_every_method_can_be_drawn_at_any_depth(flat, name):
     before, image = flat.pruner, noise((80, 80))
     try:
         flat.pruner = for_depth(build_pruner(name, **arguments), 4)
-        seen = look(flat, image)
+        seen = look(flat, image, prompt=torch.arange(9, 20))
         FigureCanvasAgg(draw_kept(image, seen.packed, flat)).draw()
     finally:
         flat.pruner = before

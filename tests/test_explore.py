@@ -51,7 +51,7 @@ def shared(tiny):
 def test_every_method_can_be_chosen(shared, name):
     pruner = shared.pruner(name, 2, 25, "2", 50, shared.default_layers(name))
     picture, _ = examples(tiled=False)[0]
-    drawing = shared.draw(picture, pruner, "unpad")
+    drawing = shared.draw(picture, "What is it?", pruner, "unpad")
     assert min(drawing.size) > 200
     full, pruned = shared.answers(picture, "What is it?", pruner, "unpad")
     assert full.answer.patches == 16

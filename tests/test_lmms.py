@@ -147,7 +147,7 @@ def scored(lm, drawn, monkeypatch):
             golds = [(i.args[3], benchmark.gold(documents[i.args[3]])) for i in batch]
             return [Answer(answer(number, gold), 1) for number, gold in golds]
 
-        monkeypatch.setattr(model, "read", lambda instance: instance)
+        monkeypatch.setattr(model, "ready", lambda i, requests: requests[i])
         monkeypatch.setattr(model, "_answer_all", respond)
         results = official.evaluate(model, loaded, None)
         samples = official.samples(results, task, model.answers)
@@ -192,6 +192,40 @@ def test_a_batch_answers_as_one_by_one(lm, instances):
     assert together.answers == alone
     assert [instance.args[1] for instance in asked] == before
     assert all(0 < a.patches < a.total and a.newlines > 0 for a in alone.values())
+
+
+def test_the_control_chooses_by_the_question_of_another_document(lm, instances):
+    """Half of the requests further on, whatever the batch and whatever was answered before."""
+    arguments = {"pruner": "cdpruner", "keep": 0.25}
+    model = lm(**arguments)
+    asked = [*instances(model, "pope", 6)]
+
+    def chosen():
+        heard = []
+        select = type(model.model.pruner).select
+
+        def listening(pruner, features):
+            heard.append(features.question)
+            return select(pruner, features)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model.model.pruner), "select", listening)
+            model.generate_until(asked)
+        order = sorted(range(len(asked)), key=lambda i: -len(asked[i].args[0]))
+        return [
+            question for _, question in sorted(zip(order, heard, strict=True), key=lambda at: at[0])
+        ]
+
+    own = chosen()
+    lm(**arguments, question="other")
+    other = chosen()
+    assert all(map(torch.equal, other, own[3:] + own[:3]))
+    assert not torch.equal(own[0], own[3])
+    singly = dict(model.answers)
+    lm(**arguments, question="other", batch_size=4).generate_until(asked)
+    assert model.answers == singly
+    with pytest.raises(ValueError, match="question=other needs questions="):
+        model.generate_until(asked[:1])
 
 
 def request(question, images=0, options=None):

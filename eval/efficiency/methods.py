@@ -26,6 +26,7 @@ from llava_hivtp.vision import VisionFeatures, encode_tiles
 
 TILE_GRIDS = {1: (0, 0), 3: (2, 1), 4: (3, 1), 5: (2, 2)}  # tiles -> (columns, rows) of LLaVA-NeXT
 _TOWER = ""  # no id of a row
+WORDS = 32  # tokens of the question, for methods that ask
 
 
 @dataclass
@@ -110,6 +111,7 @@ def measure(
             keys=tap.keys,
             project=project,
             tile_grid=TILE_GRIDS[count],
+            question=_question(project, hidden),
         )
         runs = {_TOWER: partial(encode_tiles, tower, pixels, depth)}
         runs |= {name: partial(pruner.select, features) for name, pruner in pruners.items()}
@@ -129,6 +131,12 @@ def _pixels(tower: nn.Module, tiles: int) -> Tensor:
     side = tower.config.image_size
     pixels = torch.randn(tiles, 3, side, side, generator=torch.Generator().manual_seed(tiles))
     return pixels.to(next(tower.parameters()))
+
+
+def _question(project: nn.Module, hidden: Tensor) -> Tensor:
+    """WORDS random embedded tokens, for methods that ask."""
+    width = project(hidden[:1, :1]).shape[-1]
+    return torch.randn(WORDS, width, generator=torch.Generator().manual_seed(0)).to(hidden)
 
 
 def _lines(row: Row) -> int:

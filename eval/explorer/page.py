@@ -168,9 +168,9 @@ def _connect(
         act.switch,
         controls.method,
         [controls.r, controls.k, controls.c, controls.keep, controls.layers],
-    ).then(act.draw, settings, [shown.kept, status], **QUEUE)
+    ).then(act.draw, [question, *settings], [shown.kept, status], **QUEUE)
     redrawn = [page.load, *(w.change for w in watched)]
-    gr.on(redrawn, act.draw, settings, [shown.kept, status], **QUEUE)
+    gr.on(redrawn, act.draw, [question, *settings], [shown.kept, status], **QUEUE)
     rescored = [page.load, image.change, controls.layers.change]
     gr.on(rescored, act.heat, settings, heat, **QUEUE)
     gr.on(
@@ -230,11 +230,13 @@ class Actions:
         shown = (gr.update(visible=name in known) for name in ("r", "k", "c", "keep"))
         return *shown, gr.update(value=layers, visible=bool(layers))
 
-    def draw(self, picture: Image.Image | None, layout: str, *settings: Any) -> tuple:
+    def draw(
+        self, question: str, picture: Image.Image | None, layout: str, *settings: Any
+    ) -> tuple:
         """The kept tokens, and the most that these settings keep."""
         try:
             pruner = self.shared.pruner(*settings)
-            drawing = self.shared.draw(picture, pruner, layout) if picture else None
+            drawing = self.shared.draw(picture, question, pruner, layout) if picture else None
         except MISTAKES as error:
             return None, _complaint(error)
         total = self.shared.side**2

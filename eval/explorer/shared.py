@@ -18,7 +18,7 @@ from eval.figures.look import cropped_to, look
 from eval.figures.panels import draw_heat
 from eval.nano.draw import draw, draw_large
 from eval.report.picture import Picture
-from llava_hivtp.answer import Answer, answer
+from llava_hivtp.answer import Answer, answer, prompt_ids
 from llava_hivtp.conversation import unknown_words
 from llava_hivtp.images import open_image
 from llava_hivtp.limits import Limits
@@ -57,17 +57,18 @@ class SharedModel:
         self.side = config.image_size // config.patch_size
         self.tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
 
-    def draw(self, image: Image.Image, pruner: Pruner, layout: str) -> Image.Image:
+    def draw(self, image: Image.Image, question: str, pruner: Pruner, layout: str) -> Image.Image:
         """The kept tokens."""
         with self.lock:
             self.model.pruner, self.model.layout = pruner, layout
-            kept = look(self.model, image).packed
+            prompt = prompt_ids(self.model, self.tokenizer, question)
+            kept = look(self.model, image, prompt=prompt).packed
             return _raster(draw_kept(image, kept, self.model))
 
     def heat(self, image: Image.Image, pruner: Pruner) -> Image.Image:
         """Importance in every encoder layer."""
         with self.lock:
-            seen = look(self.model, image, range(1, self.depth + 1), pruner)
+            seen = look(self.model, image, range(1, self.depth + 1), Pruner())
             return _raster(draw_heat([seen], scored=pruner.layers))
 
     def answers(

@@ -22,6 +22,7 @@ from eval.figures.look import CENTRE, CROPPED, DROPPED, KEPT, Look, Sheet, chose
 from eval.figures.square import Square, widest_square
 from eval.report.picture import BLUE, DPI, GREEN, PURPLE, RED, YELLOW, Picture
 from llava_hivtp.anyres import PackedImage
+from llava_hivtp.pruners import Pruner
 from llava_hivtp.vision import KeptTokens
 
 PAPER = 226  # dropped patches fade towards this grey
@@ -44,7 +45,8 @@ def draw_kept(
         model: the model, for its preprocessing, grid and layout.
         square: outline the widest square of dropped patches.
     """
-    seen = chosen(look(model, image), kept)
+    alike = Pruner() if model.pruner.asks else None  # what was asked is not known here
+    seen = chosen(look(model, image, pruner=alike), kept)
     widths = [sheet.index.shape[1] / sheet.index.shape[0] for sheet in seen.sheets]
     figure = Picture(figsize=(3.4 * sum(widths) + 0.5, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]

@@ -10,7 +10,7 @@ from eval.figures.look import DROPPED, look
 from eval.figures.panels import Comparison
 from eval.figures.questions import ImageQuestion
 from eval.figures.square import widest_square
-from llava_hivtp.answer import answer
+from llava_hivtp.answer import answer, prompt_ids
 from llava_hivtp.pruners import Pruner
 
 WITH, WITHOUT = "with local stage", "without"
@@ -74,12 +74,13 @@ def answer_all(
 ) -> Comparison:
     """The unpruned model's answer to one question, and those under the pruners with their looks."""
     before, answers, looks = model.pruner, {}, {}
+    prompt = prompt_ids(model, tokenizer, asked.prompt)
     try:
         for name, pruner in {"unpruned": Pruner(), **pruners}.items():
             model.pruner = pruner
             answers[name] = answer(model, tokenizer, asked.image, asked.prompt)
             if name in pruners:
-                looks[name] = look(model, asked.image)
+                looks[name] = look(model, asked.image, prompt=prompt)
     finally:
         model.pruner = before
     return Comparison(asked, answers, looks)

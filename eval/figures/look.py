@@ -65,7 +65,11 @@ class Look:
 
 
 def look(
-    model: Any, image: Image.Image, layers: Iterable[int] = (), pruner: Pruner | None = None
+    model: Any,
+    image: Image.Image,
+    layers: Iterable[int] = (),
+    pruner: Pruner | None = None,
+    prompt: torch.Tensor | None = None,
 ) -> Look:
     """Run the vision tower and a method on one image; the language model stays idle.
 
@@ -74,10 +78,11 @@ def look(
         image: any image.
         layers: encoder layers whose importance is wanted, beside those the method reads.
         pruner: the method; default `model.pruner`.
+        prompt: its token ids, as `llava_hivtp.answer.prompt_ids` makes them, for methods that ask.
     """
     pixels, sizes = prepare_images([image], model.get_vision_tower().image_processor, model.config)
     with _watching(model, pruner or model.pruner, layers) as watch, torch.inference_mode():
-        model.encode_images(pixels, sizes)
+        model.encode_images(pixels, sizes, None if prompt is None else [prompt])
         return watch.look(model, pixels, sizes)
 
 
@@ -132,7 +137,7 @@ class _Watch(Pruner):
 
     def __post_init__(self) -> None:
         self.layers = tuple(sorted({*self.inner.layers, *self.wanted}))
-        self.seeded = self.inner.seeded
+        self.seeded, self.asks = self.inner.seeded, self.inner.asks
 
     def check(self, n_layers: int, n_patches: int) -> None:
         """The inner pruner must fit, and the layers wanted must be there."""

@@ -19,6 +19,7 @@ from eval.figures.schematic import draw_schematic
 from eval.plan.names import display_name
 from eval.report.picture import Picture, save
 from eval.results.store import write_json_atomic
+from llava_hivtp.answer import prompt_ids
 from llava_hivtp.pruners import PRUNERS, Pruner, build_pruner, find_pruner, for_depth, read_pruner
 
 # r_max in percent -> k and c of HIVTP in the paper's Table 1, and k of the same budget without c.
@@ -88,9 +89,9 @@ def make_figures(
     compared = [answer_all(model, tokenizer, one, pruners) for one in asked]
     words = "Figures 3 and 10-13, kept tokens and answers"
     _save(draw_comparisons(compared), out / "stages", words)
-    image = asked[0].image
+    image, prompt = asked[0].image, prompt_ids(model, tokenizer, asked[0].prompt)
     every = methods.every(depth)
-    looks = {title: look(model, image, pruner=pruner) for title, pruner in every.items()}
+    looks = {name: look(model, image, pruner=one, prompt=prompt) for name, one in every.items()}
     _save(draw_methods(image, looks), out / "methods", f"every method at {methods.block} %")
 
 

@@ -13,6 +13,7 @@ NAMES = {
     "hiprune": "HiPrune",
     "scope": "SCOPE",
     "holov": "HoloV",
+    "cdpruner": "CDPruner",
     "uniform": "uniform grid",
     "avgpool": "average pooling",
 }

@@ -50,8 +50,9 @@ def time_rows(
     """
     watch = Watch(lm.device)
     found: dict[Key, list[Answer]] = {key: [] for key in pruners}
-    for number, instance in enumerate([*instances[:WARMUP], *instances], -len(instances[:WARMUP])):
-        request = lm.read(instance)
+    order = [*range(len(instances))]
+    for number, i in enumerate([*order[:WARMUP], *order], -len(order[:WARMUP])):
+        request = lm.ready(i, instances)
         first = number % len(pruners)
         for key in [*pruners][first:] + [*pruners][:first]:
             with watch if number >= 0 else nullcontext():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from llava_hivtp.anyres import LAYOUTS, PackedImage, inside
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.pruners.base import check_budget
+from llava_hivtp.questions import question_of
 from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
 
 
@@ -26,6 +28,7 @@ class Picture:
     frame: tuple[int, int] = (0, 0)  # (rows, columns) of sub-image patches that the layout shows
     newline: bool = False  # row breaks are put in
     places: int = 0  # placeholders in the prompt, where the model has them
+    question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that asks
 
 
 # A group of pictures and the features of all their tiles, one behind another.
@@ -66,7 +69,7 @@ class Pruned(nn.Module):
         raise NotImplementedError
 
     def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
-        """Run the tower, tapping `layers`; `project`, `key` and `tile_grid` are filled in later."""
+        """Run the tower, tapping `layers`; what is not the tower's is filled in later."""
         raise NotImplementedError
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -108,10 +111,47 @@ class Pruned(nn.Module):
         """A copy and a pickle begin without the lock and the last calls."""
         return {name: own for name, own in vars(self).items() if name not in ("_lock", "_local")}
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As the stock class, one call at a time: caches and such are the model's."""
-        with self.lock:
+    def generate(self, *args: Any, questions: Sequence[Tensor] | None = None, **kwargs: Any) -> Any:
+        """As the stock class, one call at a time: caches and such are the model's.
+
+        Args:
+            args: the stock class's.
+            questions: a prompt's token ids for every row, for a method that asks: it then chooses
+                by the question of this prompt instead of the row's own, which the model answers
+                all the same. A control: what a method gains by a question of another image is
+                not owed to the question.
+            kwargs: the stock class's.
+        """
+        with self.lock, self.choosing_by(questions):
             return super().generate(*args, **kwargs)
+
+    @contextmanager
+    def choosing_by(self, questions: Sequence[Tensor] | None) -> Iterator[None]:
+        """Let a method that asks choose by these prompts, as `generate` says; None: the rows'."""
+        before = getattr(self._of_thread, "questions", None)
+        self._of_thread.questions = before if questions is None else questions
+        try:
+            yield
+        finally:
+            self._of_thread.questions = before
+
+    def asked(self, rows: list[Tensor], image_mark: int) -> list[Tensor]:
+        """Embedded question, (Q, D_lm), of every row, given the rows' unpadded token ids."""
+        given = getattr(self._of_thread, "questions", None)
+        if given is None and self._pruner.question == "other":
+            raise ValueError(
+                "question=other needs questions=, a prompt about another image for every row"
+            )
+        if given is not None and len(given) != len(rows):
+            raise ValueError(f"{len(given)} questions for {len(rows)} rows")
+        return self.embedded(given or rows, image_mark)
+
+    def embedded(self, rows: Sequence[Tensor], image_mark: int) -> list[Tensor]:
+        """The question of every unpadded prompt, embedded: (Q, D_lm)."""
+        table = self.get_input_embeddings()
+        ids = [question_of(torch.as_tensor(row), image_mark) for row in rows]
+        with torch.no_grad():
+            return [table(question.to(table.weight.device)) for question in ids]
 
     def prune(self, pictures: list[Picture]) -> tuple[list[PackedImage], Callable[[], None]]:
         """Choose, project and pack the tokens of every image, and fill `kept`.
@@ -183,7 +223,7 @@ def _select(
     chosen = []
     for part, picture in zip(every.split(counts), group, strict=True):
         key = pixel_digest(picture.pixels) if pruner.seeded else 0
-        part = replace(part, key=key, tile_grid=picture.tile_grid)
+        part = replace(part, key=key, tile_grid=picture.tile_grid, question=picture.question)
         if by_frame and any(picture.tile_grid):
             shown = inside(part.n, picture.tile_grid, picture.frame)
             kept = pruner.select_inside(part, shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.families.base import Picture, Pruned
+from llava_hivtp.questions import unpadded_rows
 
 # What has an entry per token of the prompt, in its last dimension.
 _ALIGNED = ("attention_mask", "labels", "mm_token_type_ids", "token_type_ids", "position_ids")
@@ -69,7 +71,8 @@ class PrunedHF(Pruned):
         config = generation_config or self.generation_config
         if prompt is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = _mask_of(prompt, kwargs, config)
-        given = self._cut(kwargs | {"input_ids": prompt})
+        with self.choosing_by(kwargs.pop("questions", None)):
+            given = self._cut(kwargs | {"input_ids": prompt})
         length = given["input_ids"].shape[1]
         generation_config = _shorter(given, generation_config, config, prompt.shape[1] - length)
         output = super().generate(None, generation_config, *args, **given)
@@ -98,6 +101,8 @@ class PrunedHF(Pruned):
         seen = torch.ones_like(marks) if mask is None else mask.bool().cpu()
         pictures = self.pictures(given)
         _check_places(marks, [picture.places for picture in pictures])
+        if self.pruner.asks:
+            pictures = self._asking(pictures, ids, seen, marks)
         packed, check = self.prune(pictures)
         given["mm_encoder_outputs"] = {
             "image": BaseModelOutputWithPooling(pooler_output=[image.tokens for image in packed])
@@ -110,6 +115,17 @@ class PrunedHF(Pruned):
             _shorten(given, *_order(seen, marks, stay), self.config.image_token_id)
         check()
         return given
+
+    def _asking(
+        self, pictures: list[Picture], ids: Tensor, seen: Tensor, marks: Tensor
+    ) -> list[Picture]:
+        """The pictures, each with the embedded question of its row."""
+        questions = self.asked(unpadded_rows(ids, seen.to(ids.device)), self.config.image_token_id)
+        ends = marks.sum(1).cumsum(0)
+        filled = torch.tensor([picture.places for picture in pictures]).cumsum(0)
+        rows = torch.searchsorted(ends, filled).tolist()
+        both = zip(pictures, rows, strict=True)
+        return [replace(picture, question=questions[row]) for picture, row in both]
 
     def _staying(self, packed: list[PackedImage], pictures: list[Picture]) -> Tensor:
         """Which of the placeholders of all images stay, on the host."""

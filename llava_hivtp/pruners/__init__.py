@@ -13,6 +13,7 @@ from typing import Any
 
 from llava_hivtp.pruners.avgpool import AvgPool
 from llava_hivtp.pruners.base import PaperLayers, Pruner, ScorePruner
+from llava_hivtp.pruners.cdpruner import CDPruner
 from llava_hivtp.pruners.divprune import DivPrune
 from llava_hivtp.pruners.fopru import FoPru
 from llava_hivtp.pruners.hiprune import HiPrune
@@ -39,6 +40,7 @@ PRUNERS: dict[str, type[Pruner]] = {
     "hiprune": HiPrune,
     "scope": SCOPE,
     "holov": HoloV,
+    "cdpruner": CDPruner,
     "random": Random,
     "uniform": Uniform,
     "avgpool": AvgPool,

@@ -63,6 +63,8 @@ class Pruner:
     # most for one image all the same; tables show such a method apart.
     calibrated: ClassVar[bool] = False
     seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
+    asks: ClassVar[bool] = False  # reads `VisionFeatures.question`
+    question: ClassVar[str] = "own"  # or "other": it shall not be the prompt's own
     # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
     # returns tile by tile: then all tiles of a batch come in at once.
     by_tile: ClassVar[bool] = False
@@ -182,6 +184,33 @@ class ScorePruner(Pruner):
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """floor(keep * N) in every tile."""
         return n_tiles * share(self.keep, n_patches)
+
+
+QUESTIONS = ("own", "other")
+
+
+@dataclass
+class QuestionPruner(ScorePruner):
+    """A `ScorePruner` whose `score` reads the question, (Q, D_lm) `features.question`."""
+
+    question: str = "own"  # or "other", a control: that of another prompt, which the caller gives
+
+    asks: ClassVar[bool] = True
+
+    def validate(self) -> None:
+        """Also that `question` is one of QUESTIONS."""
+        super().validate()
+        if self.question not in QUESTIONS:
+            raise ValueError(f"question must be one of {QUESTIONS}, got {self.question!r}")
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """As every `ScorePruner`, if there is a question."""
+        if features.question is None or not len(features.question):
+            raise ValueError(
+                f"{type(self).__name__} chooses by the question, and there is none: "
+                "give VisionFeatures.question"
+            )
+        return super().select(features)
 
 
 def check_budget(

@@ -37,6 +37,7 @@ def random_features(
         project=lambda tokens: tokens @ weight.to(tokens.dtype),
         key=seed,
         tile_grid=GRIDS.get(tiles, (tiles - 1, 1)),
+        question=draw(5, 2 * width),
     )
 
 
@@ -78,4 +79,5 @@ def cast(features: VisionFeatures, dtype: torch.dtype) -> VisionFeatures:
         cls=features.cls.to(dtype),
         queries={layer: q.to(dtype) for layer, q in features.queries.items()},
         keys={layer: k.to(dtype) for layer, k in features.keys.items()},
+        question=features.question.to(dtype),
     )

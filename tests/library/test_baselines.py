@@ -286,6 +286,24 @@ def holov(features: VisionFeatures, count: int, crops: int, alpha: float) -> lis
     return patches(features, chosen)
 
 
+def cdpruner(features: VisionFeatures, count: int) -> list[Token]:
+    """The definition: the determinant of the kernel over the picks, computed anew every time."""
+    words = features.question.double().numpy()
+    projected = features.project(features.tokens).double().numpy()
+    relevance = np.array([[np.mean([cosine(p, w) for w in words]) for p in x] for x in projected])
+    relevance = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min())
+    chosen = []
+    for x, r in zip(projected, relevance, strict=True):
+        kernel = np.array([[r[i] * cosine(x[i], x[j]) * r[j] for j in range(N)] for i in range(N)])
+        picks: list[int] = []
+        while len(picks) < count:
+            left = [i for i in range(N) if i not in picks]
+            volumes = [np.linalg.slogdet(kernel[np.ix_([*picks, i], [*picks, i])])[1] for i in left]
+            picks.append(left[top(volumes, 1)[0]])
+        chosen.append(picks)
+    return patches(features, chosen)
+
+
 def avgpool(features: VisionFeatures, count: int) -> list[Token]:
     rows = math.isqrt(count)
     columns = min(count // rows, n)
@@ -381,6 +399,7 @@ CASES = [
         for k in (*KEEP, 0.03)
         for c, a in ((16, 0.09), (5, 0.09), (1, 2))
     ],
+    *[("cdpruner", {"keep": k}, lambda f, k=k: cdpruner(f, int(k * N))) for k in (0.4, 0.25, 0.03)],
     *[("avgpool", {"keep": k}, lambda f, k=k: avgpool(f, int(k * N))) for k in (*KEEP, 0.99)],
     *[("uniform", {"keep": k}, lambda f, k=k: uniform(f, int(k * N))) for k in KEEP],
 ]
@@ -679,7 +698,29 @@ def test_holov_gives_to_others_what_a_strip_cannot_take() -> None:
     assert torch.equal(kept.tokens, features.tokens[0, kept.patch])  # no zeros for padding
 
 
-@pytest.mark.parametrize("name", ["divprune", "holov"])
+def test_cdpruner_takes_what_the_question_names_and_one_of_each_kind() -> None:
+    kinds = torch.eye(16)[torch.arange(36) // 9][None]  # four kinds, nine of each
+    features = replace(random_features(1, 36), tokens=kinds, project=lambda tokens: tokens)
+    asked = torch.eye(16)[[1]] + 0.1 * torch.eye(16)[[3]] + 0.2 * torch.eye(16)[[0]]
+    pruner = build_pruner("cdpruner", keep=0.12)  # 4 of 36
+    kept = pruner.select(replace(features, question=asked)).patch
+    assert kept.tolist() == [0, 9, 18, 27]
+    kept = build_pruner("cdpruner", keep=0.2).select(replace(features, question=asked)).patch
+    assert kept.tolist() == [0, 9, 10, 11, 12, 18, 27]  # the others by relevance alone
+
+
+def test_cdpruner_with_a_question_like_all_patches_is_diversity_alone() -> None:
+    features = random_features(2, 36)
+    flat = replace(features, project=lambda x: torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2))
+    nothing = replace(flat, question=torch.zeros(3, 17))  # a zero has cosine 0 to all
+    assert len(build_pruner("cdpruner", keep=0.5).select(nothing)) == 36
+    lengths = torch.stack(
+        [kept.float() for kept in build_pruner("cdpruner", keep=1).score(nothing)]
+    )
+    assert lengths.sort().values.tolist() == [list(range(1, 37))] * 2
+
+
+@pytest.mark.parametrize("name", ["divprune", "holov", "cdpruner"])
 def test_what_compares_projected_tokens_needs_a_projector(name: str) -> None:
     with pytest.raises(ValueError, match="give VisionFeatures.project"):
         build_pruner(name).select(replace(random_features(), project=None))

@@ -112,15 +112,16 @@ def test_every_method_runs_in_the_model_and_ignores_its_neighbours(loaded, photo
     model, _, processor = loaded(kind)
     attach(model, build_pruner(name, **METHODS[name]))
     images = [photo(size, i) for i, size in enumerate(SIZES[kind][:2])]
-    together = model.encode_images(*prepare_images(images, processor, model.config))
+    questions = [torch.arange(9, 14), torch.arange(40, 60)]
+    together = model.encode_images(*prepare_images(images, processor, model.config), questions)
     for place, image in enumerate(images):
-        kept = model.kept[place].kept
-        (alone,) = model.encode_images(*prepare_images([image], processor, model.config))
+        kept, own = model.kept[place].kept, questions[place : place + 1]
+        (alone,) = model.encode_images(*prepare_images([image], processor, model.config), own)
         assert torch.equal(model.kept[0].kept.patch, kept.patch)
         torch.testing.assert_close(alone, together[place], rtol=1e-3, atol=1e-3)
         if kind == "v15" and "keep" in METHODS[name]:
             assert len(kept) <= 144
-        model.encode_images(*prepare_images(images, processor, model.config))
+        model.encode_images(*prepare_images(images, processor, model.config), questions)
 
 
 def test_a_random_choice_does_not_depend_on_the_dtype(loaded, photo):

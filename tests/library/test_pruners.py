@@ -35,12 +35,13 @@ SETTINGS = {
     "scope": [{"keep": k} for k in KEEP]
     + [{"keep": 0.4, "saliency": "received"}, {"keep": 0.1, "alpha": 0}],
     "holov": [{"keep": k} for k in (*KEEP, 0.02)] + [{"keep": 0.4, "crops": 7, "alpha": 2}],
+    "cdpruner": [{"keep": k} for k in KEEP] + [{"keep": 0.02}],
     "random": [{"keep": k} for k in KEEP] + [{"keep": 0.4, "seed": 7}],
     "uniform": [{"keep": k} for k in KEEP],
     "avgpool": [{"keep": k} for k in KEEP],
 }
 MERGING = ("visionzip", "prumerge", "prumerge_plus", "avgpool")  # returns tokens it made
-ACROSS_TILES = ("hired",)  # one budget for all tiles
+ACROSS_TILES = ("hired", "cdpruner")  # one budget, or one scale of relevance, for all tiles
 CONFIGS = Path(__file__).parents[2] / "configs"
 TABLES = sorted(CONFIGS.rglob("*.yaml"))
 
@@ -338,6 +339,7 @@ def test_a_share_that_keeps_nothing_is_refused(name: str) -> None:
         ("holov", {"crops": 0}, "crops must be a whole number from 1, got 0"),
         ("holov", {"alpha": float("inf")}, "alpha must be a number, got inf"),
         ("holov", {"layers": ()}, "layers must be one layer"),
+        ("cdpruner", {"question": "mine"}, "question must be one of .*'mine'"),
         ("fopru", {"ratio": 0.5}, "takes no ratio"),
     ],
 )
@@ -408,6 +410,20 @@ def test_only_a_seeded_method_reads_the_key(name: str) -> None:
     pruner = build_pruner(name, **SETTINGS[name][0])
     moved = same(pruner.select(features), pruner.select(replace(features, key=123)))
     assert moved is not cls.seeded
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_only_a_method_that_asks_reads_the_question(name: str) -> None:
+    features, pruner = random_features(3), build_pruner(name, **SETTINGS[name][0])
+    if not pruner.asks:
+        without = replace(features, question=None)
+        assert same(pruner.select(features), pruner.select(without))
+        return
+    other = replace(features, question=-features.question)
+    assert not same(pruner.select(features), pruner.select(other))
+    for nothing in (None, features.question[:0]):
+        with pytest.raises(ValueError, match="by the question, and there is none"):
+            pruner.select(replace(features, question=nothing))
 
 
 def test_a_method_outside_the_package_works_like_any_other() -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from features import random_features
 
 from llava_hivtp import PRUNERS
 
@@ -34,3 +38,23 @@ def test_the_method_shown_in_full_is_the_file():
 def test_every_method_is_listed():
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in PRUNERS)
+
+
+def test_the_method_that_asks_runs_as_printed():
+    readme = (ROOT / "README.md").read_text()
+    source = next(part for part in readme.split("```python\n") if "class MostAsked" in part)
+    names = {"__name__": __name__}
+    exec(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from torch import Tensor\n"
+        "from torch.nn.functional import normalize\n"
+        "from llava_hivtp.pruners.base import QuestionPruner\n"
+        "from llava_hivtp.vision import VisionFeatures\n" + source.partition("```")[0],
+        names,
+    )
+    features = random_features(3)
+    kept = names["MostAsked"](keep=0.25).select(features)
+    assert len(kept) == 3 * 36
+    other = replace(features, question=-features.question)
+    assert not torch.equal(kept.patch, names["MostAsked"](keep=0.25).select(other).patch)
