@@ -207,8 +207,8 @@ def test_the_patches_that_others_are_merged_into_have_a_place(flat):
         words[name] = figure.axes[1].get_xlabel().split("\n")
         assert seen.names[CENTRE] == "merged with others"
     assert words == {
-        "prumerge": ["0 of 16 kept, 7 merged", "1 unplaced"],
-        "visionzip": ["6 of 16 kept, 1 merged", "1 unplaced"],
+        "prumerge": ["0 of 16 kept", "7 merged, 1 unplaced"],
+        "visionzip": ["6 of 16 kept", "1 merged, 1 unplaced"],
     }
 
 

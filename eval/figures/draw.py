@@ -60,21 +60,29 @@ def draw_kept(
 
 
 def show_kept(axes: Axes, seen: Look, sheet: Sheet, *, square: bool = True) -> None:
-    """Fill axes with a sheet, its kept patches, and below it the widest empty square."""
+    """Fill axes with a sheet; below it how many patches are kept, and the widest empty square."""
     stages = seen.laid(sheet)
     show(axes, paint(sheet.pixels, stages), sheet)
-    merged = int((stages == CENTRE).sum())
-    kept = int((stages > DROPPED).sum()) - merged
-    if not kept + merged:
+    words = _words(seen, sheet, stages)
+    if not (stages > DROPPED).any():
         plate = {"facecolor": "white", "edgecolor": "none"}
         place = {"transform": axes.transAxes, "ha": "center", "fontsize": 8, "bbox": plate}
         axes.text(0.5, 0.5, "merged tokens only", **place)
-    words = [f"{kept} of {int(sheet.inside.sum())} kept" + f", {merged} merged" * bool(merged)]
     if square:
         widest = widest_square(stages == DROPPED)
         outline(axes, widest)
         words.append(f"{SQUARE}: {widest.side} x {widest.side}" if widest.side else "none empty")
     axes.set_xlabel("\n".join(words), fontsize=8)
+
+
+def _words(seen: Look, sheet: Sheet, stages: np.ndarray) -> list[str]:
+    """How many patches are kept, and what the other tokens are; these under the first sheet."""
+    merged = int((stages == CENTRE).sum())
+    kept = int((stages > DROPPED).sum()) - merged
+    others = [f"{merged} merged"] if merged else []
+    if seen.unplaced and sheet is seen.sheets[0]:
+        others.append(f"{seen.unplaced} unplaced")
+    return [f"{kept} of {int(sheet.inside.sum())} kept", *([", ".join(others)] if others else [])]
 
 
 def show(axes: Axes, pixels: np.ndarray, sheet: Sheet, **options: Any) -> None:

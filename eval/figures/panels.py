@@ -154,10 +154,8 @@ def _kept_panels(
     for cell, sheet in zip(cells, seen.sheets, strict=True):
         panel = figure.add_subplot(cell)
         show_kept(panel, seen, sheet, square=square)
-        loose = seen.unplaced if sheet is seen.sheets[0] else 0
-        if loose or not square:  # always two lines, so that panels stand in line
-            second = f"{loose} unplaced" if loose else " "
-            panel.set_xlabel(f"{panel.get_xlabel()}\n{second}", fontsize=8)
+        if not square and "\n" not in panel.get_xlabel():
+            panel.set_xlabel(f"{panel.get_xlabel()}\n ", fontsize=8)  # so that panels stand in line
         panel.set_title(title if sheet is seen.sheets[0] else sheet.title, fontsize=9)
 
 
