@@ -17,6 +17,8 @@ TORCH ?= 2.13.0
 LLAVA ?= pypi
 
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check
+# LLaVA's own pins, which it does not need, make pip complain: shown only if it fails.
+PIP_PAGE = $(PIP) -r third_party/requirements-explore.txt > $(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; exit 1; }
 READY = $(VENV)/ready-$(TORCH)-$(LLAVA)
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
@@ -42,7 +44,7 @@ test: setup
 	$(PYTEST) $(TESTS)
 
 test-all: setup
-	$(PIP) -r third_party/requirements-explore.txt
+	$(PIP_PAGE)
 	$(PYTEST) -m "slow or not slow" $(TESTS)
 
 lint: setup
@@ -56,5 +58,5 @@ demo: setup
 	bash scripts/demo.sh
 
 explore: setup
-	$(PIP) -r third_party/requirements-explore.txt
+	$(PIP_PAGE)
 	$(VENV)/bin/python -m eval explore $(if $(MODEL),--model $(MODEL))

@@ -65,12 +65,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _answer_twice(options: argparse.Namespace) -> dict[str, tuple[Answer, list[float]]]:
     """Answer without pruning, then with it: by title, the answer and times to the first token."""
-    _hush()
     from llava_hivtp.answer import answer
     from llava_hivtp.conversation import unknown_words
     from llava_hivtp.images import open_image
-    from llava_hivtp.loading import load
+    from llava_hivtp.loading import load, quieten
 
+    quieten()
     model_path, suffix = _model(options)
     limits = Limits(options.max_side, options.max_aspect)
     pruner = build_pruner(options.pruner, **read_arguments(options.pruner_args))
@@ -111,14 +111,6 @@ def _model(options: argparse.Namespace) -> tuple[str | Path, str]:
         "no model: name one with --model, such as --model liuhaotian/llava-v1.5-7b, "
         f"or in a {SETTINGS} here or above"
     )
-
-
-def _hush() -> None:
-    """Two answers are what was asked for, not how weights are read."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _side_by_side(answers: Mapping[str, tuple[Answer, list[float]]]) -> str:

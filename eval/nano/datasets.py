@@ -81,6 +81,7 @@ def _write_parquet(out: Path, split: Split) -> None:
         several = isinstance(columns[key][0], list)
         feature = datasets.Sequence(datasets.Image()) if several else datasets.Image()
         table = table.cast_column(key, feature)
+    datasets.disable_progress_bars()  # one a file, for a moment each
     table.to_parquet(str(path))
 
 

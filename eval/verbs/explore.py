@@ -29,8 +29,9 @@ def explore(
         ) from error
     from eval.explorer.shared import SharedModel
     from eval.nano import EMBEDDED
-    from llava_hivtp import load
+    from llava_hivtp.loading import load, quieten
 
+    quieten()
     llava, tokenizer, _, _ = load(model or EMBEDDED)
     title = Path(model).name if model else "The embedded model"
     launch(build_page(SharedModel(llava, tokenizer), title), host, port)
