@@ -1,6 +1,7 @@
 # make setup | test | test-all | lint | check | demo | explore
 # Choices of the first set-up, kept for later calls: TORCH=2.11.0  LLAVA=git  (and PYTHON=python3.11)
 # The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests)
+# The engine's environment, .venv-vllm: make setup-vllm, make test-vllm (VLLM=gpu or cpu)
 
 TRANSFORMERS ?= 5.23.0
 ifeq ($(TRANSFORMERS),5.23.0)
@@ -22,7 +23,11 @@ PIP_PAGE = $(PIP) -r third_party/requirements-explore.txt > $(VENV)/pip.log 2>&1
 READY = $(VENV)/ready-$(TORCH)-$(LLAVA)
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup test test-all lint check demo explore
+VLLM_VENV ?= .venv-vllm
+VLLM ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+VLLM_PYTHON = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python
+
+.PHONY: setup test test-all setup-vllm test-vllm lint check demo explore
 
 setup: $(READY)
 
@@ -46,6 +51,21 @@ test: setup
 test-all: setup
 	$(PIP_PAGE)
 	$(PYTEST) -m "slow or not slow" $(TESTS)
+	$(MAKE) test-vllm
+
+setup-vllm: $(VLLM_VENV)/ready-$(VLLM)
+
+$(VLLM_VENV)/ready-$(VLLM): setup.py third_party/vllm-$(VLLM).txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check -r third_party/vllm-$(VLLM).txt
+	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	rm -f $(VLLM_VENV)/ready-*
+	touch $@
+
+# Not every machine can have the engine; then its tests are not run, and that is said.
+test-vllm:
+	if $(MAKE) setup-vllm; then $(VLLM_PYTHON) -m pytest -m "slow or not slow" tests/serving; \
+	else echo "UNVERIFIED: vLLM ($(VLLM)) cannot be installed here, tests/serving did not run"; fi
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.untrained.random_llava import PINPOINTS, byte_tokenizer
+from eval.untrained.models import PINPOINTS, tower_config
+from eval.untrained.random_llava import byte_tokenizer
+from eval.untrained.shapes import Encoder, Shape
 
 CHAT = """{% for message in messages %}{{ message['role'].upper() }}: \
 {% for part in message['content'] %}\
@@ -17,84 +19,65 @@ CHAT = """{% for message in messages %}{{ message['role'].upper() }}: \
 {% endfor %} {% endfor %}ASSISTANT:"""
 
 
-def random_hf_llava(
-    folder: str | Path,
-    *,
-    anyres: bool = False,
-    image_size: int = 336,
-    patch_size: int = 14,
-    width: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    tower_width: int = 64,
-    tower_layers: int = 6,
-    tower_heads: int = 4,
-    seed: int = 0,
-) -> Path:
-    """Write a random checkpoint that transformers and vLLM take; returns the folder.
+def random_hf_llava(folder: str | Path, shape: Shape, seed: int = 0, weights: bool = True) -> Path:
+    """Write a random checkpoint of a shape that transformers and vLLM take; returns the folder.
 
-    Args:
-        folder: where to.
-        anyres: LLaVA-NeXT instead of LLaVA-1.5.
-        image_size: side of a tile in pixels.
-        patch_size: side of a patch in pixels.
-        width: hidden size of the language model.
-        layers: its depth.
-        heads: its heads.
-        tower_width: hidden size of the CLIP tower.
-        tower_layers: its depth.
-        tower_heads: its heads.
-        seed: of the weights.
+    Without `weights` all but them, for an engine that makes up its own.
     """
+    folder, tokenizer = Path(folder), byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    kind = "LlavaNext" if shape.anyres else "Llava"
+    config = _config(kind, shape, tokenizer)
+    config.architectures = [f"{kind}ForConditionalGeneration"]
+    config.save_pretrained(folder)
+    _processor(kind, tokenizer, shape.tower).save_pretrained(folder)
+    if weights:
+        _save_weights(folder, config, seed)
+    return folder
+
+
+def _save_weights(folder: Path, config: Any, seed: int) -> None:
     import torch
     import transformers as hf
 
-    folder, tokenizer = Path(folder), byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    pinpoints = [[h * image_size, w * image_size] for w, h in PINPOINTS]  # (height, width) here
-    vision = hf.CLIPVisionConfig(
-        hidden_size=tower_width,
-        intermediate_size=4 * tower_width,
-        num_hidden_layers=tower_layers,
-        num_attention_heads=tower_heads,
-        image_size=image_size,
-        patch_size=patch_size,
-    )
+    torch.manual_seed(seed)
+    model = getattr(hf, config.architectures[0])(config)
+    _spread(model)
+    model.generation_config.do_sample = False
+    model.save_pretrained(folder)
+    _hub_names(folder / "model.safetensors")
+
+
+def _config(kind: str, shape: Shape, tokenizer: Any) -> Any:
+    import transformers as hf
+
     text = hf.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width * 11 // 4 // 32 * 32,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        vocab_size=max(shape.vocab, len(tokenizer)),
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
         max_position_embeddings=8192,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
     )
-    given = {
-        "vision_config": vision,
-        "text_config": text,
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": False,
-    }
-    config = (
-        hf.LlavaNextConfig(image_grid_pinpoints=pinpoints, **given)
-        if anyres
-        else hf.LlavaConfig(**given)
+    given = {"image_grid_pinpoints": _pinpoints(shape.tower)} if shape.anyres else {}
+    return getattr(hf, f"{kind}Config")(
+        vision_config=tower_config(shape.tower),
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+        **given,
     )
-    torch.manual_seed(seed)
-    kind = "LlavaNext" if anyres else "Llava"
-    model = getattr(hf, f"{kind}ForConditionalGeneration")(config)
-    _spread(model)
-    model.generation_config.do_sample = False
-    model.save_pretrained(folder)
-    _hub_names(folder / "model.safetensors")
-    _processor(kind, tokenizer, image_size, patch_size, pinpoints).save_pretrained(folder)
-    return folder
+
+
+def _pinpoints(tower: Encoder) -> list[list[int]]:
+    return [[h * tower.side, w * tower.side] for w, h in PINPOINTS]  # (height, width) here
 
 
 def _spread(model: Any) -> None:
@@ -126,22 +109,20 @@ def _hub_names(file: Path) -> None:
     save_file(state, file, metadata={"format": "pt"})
 
 
-def _processor(
-    kind: str, tokenizer: Any, image_size: int, patch_size: int, pinpoints: list[list[int]]
-) -> Any:
+def _processor(kind: str, tokenizer: Any, tower: Encoder) -> Any:
     import transformers as hf
 
-    size = {"size": {"shortest_edge": image_size}}
-    size["crop_size"] = {"height": image_size, "width": image_size}
+    size: dict[str, Any] = {"size": {"shortest_edge": tower.side}}
+    size["crop_size"] = {"height": tower.side, "width": tower.side}
     images = (
-        hf.LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **size)
+        hf.LlavaNextImageProcessor(image_grid_pinpoints=_pinpoints(tower), **size)
         if kind == "LlavaNext"
         else hf.CLIPImageProcessor(**size)
     )
     return getattr(hf, f"{kind}Processor")(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=patch_size,
+        patch_size=tower.patch,
         num_additional_image_tokens=1,
         vision_feature_select_strategy="default",
         image_token="<image>",

@@ -22,7 +22,6 @@ class Chooser:
 
     def __init__(self, pruner: Pruner, tower: nn.Module, projector: nn.Module) -> None:
         self.pruner, self.tower, self.projector = pruner, tower, projector
-        self.proven = False  # the first images gave numbers: those that vLLM itself makes to start
 
     def __call__(
         self,
@@ -42,7 +41,7 @@ class Chooser:
         counts, pruner = [len(image) for image in tiles], self.pruner
         with tapped(self.tower, pruner.layers) as (queries, keys):
             hidden = self.tower(torch.cat(list(tiles)), feature_select_strategy="full")
-        lost = self._without_numbers(hidden, counts)
+        lost = _without_numbers(hidden, counts)
         if lost:
             hidden, queries, keys = _numbers(hidden), _each(queries), _each(keys)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], queries, keys, self.projector)
@@ -50,7 +49,7 @@ class Chooser:
         for kept, count, mask in zip(chosen, counts, shown, strict=True):
             self._check_count(len(kept), count, every.n_patches, mask)
         for image in lost:
-            nothing = torch.full_like(chosen[image].tokens, torch.nan)
+            nothing = torch.zeros_like(chosen[image].tokens)
             chosen[image] = replace(chosen[image], tokens=nothing)
         return chosen
 
@@ -88,28 +87,23 @@ class Chooser:
                 "a method whose count the image decides must say so in `varies_by`"
             )
 
-    def _without_numbers(self, hidden: Tensor, counts: list[int]) -> list[int]:
-        """Which images came out of the tower with NaN or infinity.
 
-        An engine that starts like that is wrong as a whole. Later one image must not end the
-        others' requests: it is logged, and its tokens are NaN, so that its answer is no answer.
-        """
-        sound = torch.isfinite(hidden).flatten(1).all(1).tolist()
-        lost = [i for i, part in enumerate(torch.tensor(sound).split(counts)) if not part.all()]
-        if lost and not self.proven:
-            raise ValueError(
-                "the vision tower gives NaN or infinity for vLLM's own first image; check the "
-                "checkpoint, and --dtype"
-            )
-        self.proven = True
-        for image in lost:
-            logger.error(
-                "Image %d of a batch of %d gives NaN or infinity in the vision tower: its answer "
-                "is worthless; try another --dtype.",
-                image,
-                len(counts),
-            )
-        return lost
+def _without_numbers(hidden: Tensor, counts: list[int]) -> list[int]:
+    """Which images came out of the tower with NaN or infinity.
+
+    Ending the engine would end everybody's requests, and NaN in the KV cache would spoil those that
+    come after: so it is logged, and the request is answered without seeing anything in the image.
+    """
+    sound = torch.isfinite(hidden).flatten(1).all(1).cpu()
+    lost = [i for i, part in enumerate(sound.split(counts)) if not part.all()]
+    for image in lost:
+        logger.error(
+            "Image %d of a batch of %d gives NaN or infinity in the vision tower: it is left "
+            "blank, its answer is worthless. Check the checkpoint, and try another --dtype.",
+            image,
+            len(counts),
+        )
+    return lost
 
 
 def _numbers(values: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 INSTALLED = importlib.util.find_spec("vllm") is not None
-SIDE = 112  # pixels of a tile: 8 x 8 patches
-SIZES = [(133, 100), (112, 112), (66, 166), (213, 160), (300, 100), (113, 110)]
+SIDE = 56  # pixels of a tile: 4 x 4 patches
+SIZES = [(67, 50), (56, 56), (33, 83), (107, 80), (150, 50), (57, 55)]
 
 if INSTALLED:
     os.environ |= {
@@ -24,6 +24,8 @@ if INSTALLED:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the machine may be busy with other things
     }
     runpy.run_path(str(HERE / "cpu" / "sitecustomize.py"))  # here, and in processes to come:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "cpu"), str(HERE.parents[1])])
@@ -46,10 +48,13 @@ def checkpoint(tmp_path_factory):
 
     def get(kind):
         from eval.untrained.random_hf_llava import random_hf_llava
+        from eval.untrained.shapes import Encoder, Shape
 
         if kind not in made:
             folder = tmp_path_factory.mktemp("hf") / f"llava-{kind}"
-            made[kind] = random_hf_llava(folder, anyres=kind == "next", image_size=SIDE)
+            tower = Encoder(width=64, mlp=256, layers=6, heads=4, side=SIDE)
+            shape = Shape(128, 352, 2, 4, 4, 1, anyres=kind == "next", tower=tower)
+            made[kind] = random_hf_llava(folder, shape)
         return str(made[kind])
 
     return get

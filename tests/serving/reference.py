@@ -32,12 +32,12 @@ class Reference:
         self.pruner = settings and build_pruner(settings.pop("pruner", "hivtp"), **settings)
 
     @torch.no_grad()
-    def ask(self, prompt, images):
+    def ask(self, prompt, images, bos=True):
         """(number of prompt tokens, answer's tokens, per step {token: log-probability})."""
         if self.pruner is None:
             inputs = self.processor(text=prompt, images=images or None, return_tensors="pt")
             return self._generate(inputs["input_ids"].shape[1], **inputs)
-        ids = self.processor.tokenizer(prompt, return_tensors="pt").input_ids[0]
+        ids = torch.tensor(self.processor.tokenizer.encode(prompt, add_special_tokens=bos))
         text, parts, at = self.model.get_input_embeddings()(ids), [], 0
         marks = (ids == self.config.image_token_index).nonzero().flatten().tolist()
         for mark, image in zip(marks, images, strict=True):

@@ -33,7 +33,7 @@ NEXT = {
 ENGINES = [("v15", name) for name in V15] + [("next", name) for name in NEXT]
 
 
-def ask(llm, pictures, cases, **sampling):
+def ask(llm, pictures, cases, lora=None, **sampling):
     from vllm import SamplingParams
 
     prompts = [
@@ -43,7 +43,8 @@ def ask(llm, pictures, cases, **sampling):
         for prompt, which in cases
     ]
     given = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 10}
-    return llm.generate(prompts, SamplingParams(**given | sampling), use_tqdm=False)
+    sampling = SamplingParams(**given | sampling)
+    return llm.generate(prompts, sampling, lora_request=lora, use_tqdm=False)
 
 
 def check(output, expected):
@@ -65,7 +66,7 @@ def test_answers_are_those_of_transformers(checkpoint, pictures, kind, name):
     expected = [reference.ask(prompt, [pictures[i] for i in which]) for prompt, which in CASES]
     assert len({tuple(tokens) for _, tokens, _ in expected}) > len(CASES) // 2
     # Images are longer than a step's tokens: prefill is chunked.
-    with engine(folder, settings, max_num_batched_tokens=96) as llm:
+    with engine(folder, settings, max_num_batched_tokens=32) as llm:
         for output, wanted in zip(ask(llm, pictures, CASES), expected, strict=True):
             check(output, wanted)
         again = ask(llm, pictures, CASES[::-1])  # caches of prefixes, images and pixels are warm

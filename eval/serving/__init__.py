@@ -1,0 +1,1 @@
+"""What serving with vLLM gains; runs in the engine's environment, `.venv-vllm`."""
