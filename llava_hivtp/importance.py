@@ -25,15 +25,16 @@ def received_attention(
     """Algorithm 1 of HIVTP (eqs. 2-4): mean attention received, (T, N) float32.
 
     The mean runs over `layers`, heads and all 1 + N query rows: the CLS row and a token's own
-    row count, the CLS column is dropped. Without `cls_row` the CLS row is left out, too. On a GPU
-    a Triton kernel does it without a map in memory; elsewhere PyTorch does, a few heads at a time.
+    row count, the CLS column is dropped. Without `cls_row` the CLS row is left out, too. A tower
+    without CLS has neither. On a GPU a Triton kernel does it without a map in memory; elsewhere
+    PyTorch does, a few heads at a time.
     """
     layers = tuple(layers)
     if not layers:
         raise ValueError("layers is empty; name at least one encoder layer, such as 7 8 9 10")
     received = sum(column_means(*_tapped(features, layer)) for layer in layers)
-    received = received[:, 1:] / len(layers)
-    if cls_row:
+    received = received[:, -features.n_patches :] / len(layers)
+    if cls_row or features.cls is None:
         return received
     paid = sum(cls_attention(features, layer) for layer in layers) / len(layers)
     return (received * (1 + features.n_patches) - paid) / features.n_patches
@@ -41,6 +42,8 @@ def received_attention(
 
 def cls_attention(features: VisionFeatures, layer: int) -> Tensor:
     """Attention the CLS token pays to each patch, mean over heads, (T, N) float32."""
+    if features.cls is None:
+        raise ValueError("this tower has no CLS token, whose attention the method reads")
     queries, keys = _tapped(features, layer)
     logits = queries[:, :, :1].float() @ keys.float().transpose(-1, -2)  # (T, H, 1, 1 + N)
     weights = (logits * queries.shape[-1] ** -0.5).softmax(-1)

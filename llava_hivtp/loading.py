@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoProcessor, AutoTokenizer, CLIPVisionModel, PretrainedConfig
+from transformers import AutoTokenizer, CLIPVisionModel, PretrainedConfig
 
 from llava_hivtp.families import FAMILIES, attach, family_of
 from llava_hivtp.families.base import check_layout, check_pruner
@@ -138,7 +138,7 @@ def _load_transformers(
     with torch.device("meta"):
         attach(cls(config), pruner)  # what does not fit is refused before weights are read
     try:
-        processor = AutoProcessor.from_pretrained(path, backend="pil")
+        processor = family_of(cls).processor(path)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"the processor in {path} cannot be read ({error}): fetch the checkpoint again"

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPVisionModel
 
 from llava_hivtp.anyres import PackedImage, merge_anyres, merge_single
-from llava_hivtp.families.base import Encoded, Picture, Pruned, check_layout
+from llava_hivtp.families.base import Encoded, Picture, Pruned, Tower, check_layout
 from llava_hivtp.inputs import (
     check_aspect,
     check_letterbox,
@@ -73,10 +73,10 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         check_aspect(model.config)
 
     @staticmethod
-    def shape_of(model: Any) -> tuple[int, int]:
-        """Encoder layers, and patches of a tile."""
+    def tower_of(model: Any) -> Tower:
+        """A CLIP tower."""
         tower = model.get_vision_tower()
-        return tower.config.num_hidden_layers, tower.num_patches
+        return Tower(tower.config.num_hidden_layers, tower.num_patches)
 
     def encode_images(
         self, images: Any, image_sizes: Any = None, questions: Sequence[Tensor] | None = None

@@ -23,9 +23,9 @@ class VisionFeatures:
     """One image as the vision encoder saw it; tile 0 is the whole image."""
 
     tokens: Tensor  # (T, N, D) what LLaVA would project
-    cls: Tensor  # (T, D)
+    cls: Tensor | None  # (T, D); None where the tower has no CLS token (SigLIP)
     queries: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh), as q_proj gives them: unscaled
-    keys: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh)
+    keys: dict[int, Tensor]  # layer -> (T, H, 1 + N, Dh); without CLS (T, H, N, Dh) both
     project: Callable[[Tensor], Tensor] | None = None  # the projector: (..., D) -> (..., D_lm)
     key: int = 0  # digest of the pixel values: seeds a random choice whatever batch, dtype, device
     tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
@@ -61,7 +61,7 @@ class VisionFeatures:
 
         parts = zip(
             self.tokens.split(tiles),
-            self.cls.split(tiles),
+            [None] * len(tiles) if self.cls is None else self.cls.split(tiles),
             cut(self.queries),
             cut(self.keys),
             strict=True,

@@ -58,7 +58,7 @@ def convert(
     variant: Annotated[str, typer.Option(help="nodrop, v15 or anyres")] = "nodrop",
 ) -> None:
     """Write the embedded model for transformers' own LLaVA or LLaVA-NeXT."""
-    from eval.nano.checkpoint import CHECKPOINTS
+    from eval.nano import CHECKPOINTS
     from llava_hivtp.convert import to_transformers
 
     if not (CHECKPOINTS / variant).is_dir():

@@ -13,6 +13,7 @@ FAMILIES = {
     "LlavaMetaForCausalLM": "llava_hivtp.model:PrunedLlava",  # official LLaVA
     "LlavaForConditionalGeneration": "llava_hivtp.families.hf_llava:PrunedLlavaHF",
     "LlavaNextForConditionalGeneration": "llava_hivtp.families.hf_llava_next:PrunedLlavaNextHF",
+    "LlavaOnevisionForConditionalGeneration": "llava_hivtp.families.hf_onevision:PrunedOnevisionHF",
 }
 
 
@@ -39,7 +40,7 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
     family = family_of(stock)
     check_layout(layout, family.layouts)
     family.check_model(model)
-    pruner = fitting(pruner, family.shape_of(model))
+    pruner = fitting(pruner, family.tower_of(model))
     if not isinstance(model, Pruned):
         model.__class__ = pruned_class(stock)
     model._pruner, model.layout = pruner, layout

@@ -31,6 +31,15 @@ class Picture:
     question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that asks
 
 
+@dataclass(frozen=True)
+class Tower:
+    """What a method must fit."""
+
+    layers: int  # encoder layers
+    patches: int  # of a tile
+    cls: bool = True  # has a CLS token
+
+
 # A group of pictures and the features of all their tiles, one behind another.
 Encoded = Iterable[tuple[VisionFeatures, list[Picture]]]
 
@@ -38,7 +47,7 @@ Encoded = Iterable[tuple[VisionFeatures, list[Picture]]]
 class Pruned(nn.Module):
     """Mixin in front of a stock class: its image tokens pass through `pruner`.
 
-    `pruner` and `layout` may be changed at any time. A family gives `check_model`, `shape_of`,
+    `pruner` and `layout` may be changed at any time. A family gives `check_model`, `tower_of`,
     `encode`, `project`, `pack`, and calls `prune` where its stock class reads the images.
 
     Several threads may use one model: `generate` lets them in one after another, and `kept` is
@@ -64,8 +73,8 @@ class Pruned(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def shape_of(model: Any) -> tuple[int, int]:
-        """Encoder layers, and patches of a tile."""
+    def tower_of(model: Any) -> Tower:
+        """What a method must fit."""
         raise NotImplementedError
 
     def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
@@ -87,7 +96,7 @@ class Pruned(nn.Module):
 
     @pruner.setter
     def pruner(self, pruner: Pruner | str) -> None:
-        self._pruner = fitting(pruner, self.shape_of(self))
+        self._pruner = fitting(pruner, self.tower_of(self))
 
     @property
     def kept(self) -> Sequence[PackedImage]:
@@ -177,7 +186,7 @@ class Pruned(nn.Module):
 
     def _choose(self, pictures: list[Picture]) -> tuple[list[KeptTokens], list[Callable[[], None]]]:
         pruner, chosen, checks = self._pruner, [], []
-        pruner.check(*self.shape_of(self))  # again: its fields may have been changed since
+        check_fit(pruner, self.tower_of(self))  # again: its fields may have been changed since
         for every, group in self.encode(pictures, pruner.layers):
             every = replace(every, project=self.project)
             counts = [picture.n_tiles for picture in group]
@@ -192,12 +201,22 @@ class Pruned(nn.Module):
         return chosen, checks
 
 
-def fitting(pruner: Pruner | str, shape: tuple[int, int]) -> Pruner:
-    """The method, built if it is a name, after checking that it fits (layers, patches)."""
+def fitting(pruner: Pruner | str, tower: Tower) -> Pruner:
+    """The method, built if it is a name, after checking that it fits the tower."""
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_pruner(pruner)
-    pruner.check(*shape)
+    check_fit(pruner, tower)
     return pruner
+
+
+def check_fit(pruner: Pruner, tower: Tower) -> None:
+    """Raise a ValueError unless the method fits the tower."""
+    if pruner.needs_cls and not tower.cls:
+        raise ValueError(
+            f"{type(pruner).__name__} reads the CLS token, this vision tower has none: choose "
+            "another method, such as hivtp"
+        )
+    pruner.check(tower.layers, tower.patches)
 
 
 def check_pruner(pruner: Any) -> None:
@@ -261,7 +280,8 @@ def _start_check(features: VisionFeatures, tiles: list[int], first: int) -> Call
     has not arrived.
     """
     sound, arrived = torch.isfinite(features.tokens).flatten(1).all(1), None
-    sound = sound & torch.isfinite(features.cls).all(1)
+    if features.cls is not None:
+        sound = sound & torch.isfinite(features.cls).all(1)
     if sound.is_cuda:
         stream = torch.cuda.current_stream(sound.device)
         sound = sound.to("cpu", non_blocking=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_hivtp.anyres import PackedImage
@@ -37,6 +39,11 @@ class PrunedHF(Pruned):
                 f"{type(model).__name__} takes no mm_encoder_outputs: pruning it needs "
                 "transformers 5.18 or newer"
             )
+
+    @classmethod
+    def processor(cls, path: str | Path) -> Any:
+        """The checkpoint's processor; images are processed by PIL."""
+        return AutoProcessor.from_pretrained(path, backend="pil")
 
     def pictures(self, given: dict[str, Any]) -> list[Picture]:
         """The images of a call; takes what only the tower needs out of its arguments."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llava_hivtp.anyres import PackedImage, merge_single
-from llava_hivtp.families.base import Encoded, Picture
+from llava_hivtp.families.base import Encoded, Picture, Tower
 from llava_hivtp.families.hf import PrunedHF, check_pixels
 from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles
 
@@ -39,9 +39,11 @@ class PrunedLlavaHF(PrunedHF):
             )
 
     @staticmethod
-    def shape_of(model: Any) -> tuple[int, int]:
-        """Encoder layers, and patches of a tile."""
-        return model.config.vision_config.num_hidden_layers, _side(model) ** 2
+    def tower_of(model: Any) -> Tower:
+        """A CLIP or SigLIP tower."""
+        vision = model.config.vision_config
+        cls = vision.model_type == "clip_vision_model"
+        return Tower(vision.num_hidden_layers, _side(model) ** 2, cls)
 
     def pictures(self, given: dict[str, Any]) -> list[Picture]:
         """Of pixel_values (B, 3, H, W)."""
@@ -64,7 +66,10 @@ class PrunedLlavaHF(PrunedHF):
         tower = self.model.vision_tower
         pixels = torch.cat([p.pixels.to(tower.device, tower.dtype) for p in pictures])
         hidden, tap = encode_tiles(tower, pixels, _layer(self), layers)
-        return [(VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys), pictures)]
+        cls, patches = None, hidden
+        if self.tower_of(self).cls:
+            cls, patches = hidden[:, 0], hidden[:, 1:]
+        return [(VisionFeatures(patches, cls, tap.queries, tap.keys), pictures)]
 
     def project(self, tokens: Tensor) -> Tensor:
         """The checkpoint's projector."""

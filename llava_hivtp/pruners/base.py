@@ -65,6 +65,7 @@ class Pruner:
     seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
     asks: ClassVar[bool] = False  # reads `VisionFeatures.question`
     question: ClassVar[str] = "own"  # or "other": it shall not be the prompt's own
+    needs_cls: ClassVar[bool] = False  # reads the CLS token or its attention: CLIP has one
     # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
     # returns tile by tile: then all tiles of a batch come in at once.
     by_tile: ClassVar[bool] = False

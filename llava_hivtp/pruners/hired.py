@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class HiRED(ScorePruner):
     layers: tuple[int, ...] = PaperLayers((1, 23))  # for the tiles' shares, for the patches
     alpha: float = 0.5  # share of the budget that goes to the base image, in [0, 1]
     faithful: bool = False
+
+    needs_cls: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that alpha is a share, and that there are two layers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class HoloV(ScorePruner):
     layers: tuple[int, ...] = PaperLayers((23,))
     crops: int = 16  # strips of a tile, at most N
     alpha: float = 0.09  # weight of the variance, from 0
+
+    needs_cls: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that there is one layer, a strip, and no negative weight."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class PruMerge(ScorePruner):
 
     layers: tuple[int, ...] = PaperLayers((24,))
     adaptive: bool = False
+
+    needs_cls: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that there is one layer."""

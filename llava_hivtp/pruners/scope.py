@@ -37,6 +37,11 @@ class SCOPE(ScorePruner):
     saliency: str = "cls"  # or "received"
     alpha: float = 1.0  # exponent of the saliency, from 0
 
+    @property
+    def needs_cls(self) -> bool:
+        """Only the published saliency does."""
+        return self.saliency == "cls"
+
     def validate(self) -> None:
         """Also that there is one layer, a known saliency, and no negative exponent."""
         super().validate()

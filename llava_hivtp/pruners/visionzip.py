@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class VisionZip(Pruner):
     keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
     dominant: int | None = None  # patches chosen by attention, and CLS
     contextual: int | None = None
+
+    needs_cls: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that a share is given, or two counts, and one layer."""

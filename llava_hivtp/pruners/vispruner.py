@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class VisPruner(ScorePruner):
 
     layers: tuple[int, ...] = PaperLayers((23,))
     important: float = 0.5  # share of K chosen by attention, in [0, 1]
+
+    needs_cls: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that `important` is a share, and that there is one layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -281,10 +282,27 @@ def test_models_that_cannot_be_pruned_are_refused_by_name(ask, name, value, mess
     assert type(model) is LlavaForConditionalGeneration
 
 
-def test_only_two_sizes_in_a_grid_of_many_are_unpadded_otherwise():
-    """Transformers rounds what official LLaVA cuts off: 376 x 799 keeps 52 rows, not 50."""
+def test_eight_threads_on_one_model_see_their_own(ask):
+    model, batch = ask("next", *PROMPTS["single"])
+    other = ask("next", *PROMPTS["two images"])[1]
+    model.pruner = METHODS["hivtp"]
+
+    def see(which):
+        rows = run(model, (batch, other)[which % 2]).sequences.tolist()
+        return rows, [image.kept.patch.tolist() for image in model.kept]
+
+    alone = see(0), see(1)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(see, range(80)))
+    assert found == [alone[which % 2] for which in range(80)]
+
+
+@pytest.mark.parametrize(("size", "theirs", "ours"), [((376, 799), 52, 50), ((656, 205), 16, 14)])
+def test_two_sizes_of_24180_are_unpadded_otherwise(size, theirs, ours):
+    """Transformers rounds what official LLaVA cuts off: rows of the mosaic."""
     from llava.model.llava_arch import unpad_image as official
     from transformers.models.llava_next.modeling_llava_next import unpad_image as stock
 
-    mosaic = torch.empty(0, 72, 24)
-    assert official(mosaic, (376, 799)).shape[1:] != stock(mosaic, (799, 376)).shape[1:]
+    mosaic = torch.empty(0, 72, 24) if size[0] < size[1] else torch.empty(0, 24, 48)
+    assert stock(mosaic, size[::-1]).shape[1] == theirs
+    assert official(mosaic, size).shape[1] == ours

@@ -1,0 +1,74 @@
+"""The embedded model, written for transformers' own classes, gives the same answers."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.nano import CHECKPOINTS
+from eval.nano.draw import draw
+from eval.nano.questions import color_of, shape_of
+from eval.nano.text import SHORT
+from llava_hivtp import attach, load
+from llava_hivtp.conversation import build_prompt
+from llava_hivtp.images import prepare_images
+from llava_hivtp.pruners import for_depth, read_pruner
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", params=["nodrop", "anyres"])
+def pair(request, tmp_path_factory):
+    """(official, converted), each as `load` gives it; converted by the command."""
+    out = tmp_path_factory.mktemp("converted")
+    command = [sys.executable, "-m", "eval.nano", "convert", "--out", out]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [*map(str, command), "--variant", request.param], check=True, cwd=ROOT, env=environment
+    )
+    folders = (CHECKPOINTS / request.param, out / request.param)
+    return [load(folder, device_map="cpu") for folder in folders]
+
+
+def asked(count):
+    """Questions of one word about fresh pictures."""
+    rng = random.Random(5)
+    while count:
+        picture = draw(rng, "scene")
+        question = (color_of, shape_of)[count % 2](rng, picture)
+        if question:
+            count -= 1
+            yield picture.image, f"{question.text}\n{SHORT}"
+
+
+@pytest.mark.parametrize("text", ["none", "hivtp", "visionzip:keep=0.25"])
+def test_the_converted_model_answers_as_the_official_one(pair, text):
+    from llava.mm_utils import tokenizer_image_token
+
+    (official, tokenizer, images, _), (converted, _, processor, _) = pair
+    for model in (official, converted):
+        attach(model, for_depth(read_pruner(text), 12))
+    answers = set()
+    for image, question in asked(12):
+        prompt = build_prompt("vicuna_v1", question, 1)
+        ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
+        pixels, sizes = prepare_images([image], images, official.config)
+        theirs = official.generate(ids, images=pixels, image_sizes=sizes, max_new_tokens=4)
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}])
+        assert text == prompt
+        batch = processor(text=[text], images=[image], return_tensors="pt")
+        assert torch.equal(batch["pixel_values"], pixels)
+        ours = converted.generate(**batch, max_new_tokens=4)[0, batch["input_ids"].shape[1] :]
+        said = tokenizer.decode(theirs[0], skip_special_tokens=True)
+        assert processor.decode(ours, skip_special_tokens=True) == said
+        assert torch.equal(official.kept[0].kept.patch, converted.kept[0].kept.patch)
+        assert len(converted.kept) == 1
+        answers.add(said)
+    assert len(answers) > 2
