@@ -1,6 +1,7 @@
 """The figures: complete, whole files, no label on another; flips and frontiers counted right."""
 
 import json
+import random
 import re
 from dataclasses import replace
 from itertools import islice
@@ -21,9 +22,12 @@ from eval.figures.look import look
 from eval.figures.panels import Comparison, draw_comparisons, draw_heat, draw_methods
 from eval.figures.questions import ImageQuestion, benchmark_questions
 from eval.figures.schematic import draw_schematic
+from eval.plan.table import load_table
 from eval.report.pareto import Point, draw_pareto, frontier
+from eval.results.collect import collect
 from llava_hivtp import build_pruner, load
 from llava_hivtp.pruners import for_depth
+from tests.stored import store_result, store_timing
 from tests.test_draw import noise
 
 LAYERS = (1, 2, 3, 4)
@@ -285,3 +289,26 @@ def test_a_method_that_is_not_there_is_said_before_a_model_is_loaded(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "none.py:Mine' cannot be imported" in result.output
+
+
+def test_a_pareto_plot_of_a_table_is_drawn_from_what_is_stored(table, tmp_path):
+    config, out, model = table("pope, gqa"), tmp_path / "results", "liuhaotian/llava-v1.5-7b"
+    loaded, rng = load_table(config, model), random.Random(0)
+    for row in loaded.rows:
+        for task in loaded.tasks:
+            rights = [float(rng.random() < 0.7) for _ in range(40)]
+            store_result(out, loaded, row, task, rights, patches=row.block)
+            store_timing(out, loaded, row, task, 40 + row.block, 20.0)
+    arguments = ["figures", "--table", str(config), "--model", model, "--results", str(out)]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "drawn")])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "drawn/pareto-table.png") as image:
+        assert image.width > 1200
+    check_pdf((tmp_path / "drawn/pareto-table.pdf").read_bytes())
+    figure = draw_pareto(collect(loaded, loaded.rows, out))
+    (bar,) = (c for c in figure.axes[0].collections if len(c.get_segments()))
+    low, high = bar.get_segments()[0][:, 1]
+    (point,) = (
+        line.get_xydata()[0] for line in figure.axes[0].get_lines() if line.get_label() == "HIVTP"
+    )
+    assert low < point[1] < high
