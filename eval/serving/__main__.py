@@ -40,7 +40,7 @@ def main(
         random_hf_llava(folder, chosen, weights=False)
         kind = dtype or ("float16" if on_gpu else "float32")
         side = chosen.tower.side
-        load = Load(Path(folder), requests, new, kind, cache << 20, (side, side))
+        load = Load(Path(folder), requests, new, kind, cache << 20, (side, side), not on_gpu)
         report = measure(chosen, load, rounds, torch.device("cuda" if on_gpu else "cpu"))
     print(report)
     if out is not None:

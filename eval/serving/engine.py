@@ -23,6 +23,7 @@ class Load:
     dtype: str
     cache: int  # bytes of KV cache
     size: tuple[int, int]  # (width, height) of the images
+    eager: bool  # nothing is compiled or recorded: a quick start, where launches cost nothing
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def _serve(pipe: Connection, load: Load, hivtp: dict[str, Any] | None, plug_in: 
     llm = LLM(
         str(load.folder),
         load_format="dummy",
+        enforce_eager=load.eager,
         dtype=load.dtype,
         max_model_len=4096,
         kv_cache_memory_bytes=load.cache,

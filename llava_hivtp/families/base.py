@@ -28,6 +28,7 @@ class Picture:
     frame: tuple[int, int] = (0, 0)  # (rows, columns) of sub-image patches that the layout shows
     newline: bool = False  # row breaks are put in
     places: int = 0  # placeholders in the prompt, where the model has them
+    key: int | None = None  # digest of the pixels, where they are cast already
     question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that asks
 
 
@@ -192,7 +193,7 @@ class Pruned(nn.Module):
             counts = [picture.n_tiles for picture in group]
             checks.append(_start_check(every, counts, len(chosen)))
             try:
-                each = _select(pruner, every, group, self.layout == "inside")
+                each = select_each(pruner, every, group, self.layout == "inside")
                 check_budget(pruner, each, counts, every.n_patches, len(chosen))
                 chosen += each
             except Exception:
@@ -231,7 +232,7 @@ def check_layout(layout: str, layouts: tuple[str, ...] = LAYOUTS) -> None:
         raise ValueError(f"layout must be one of {layouts}, got {layout!r}")
 
 
-def _select(
+def select_each(
     pruner: Pruner, every: VisionFeatures, group: list[Picture], by_frame: bool
 ) -> list[KeptTokens]:
     """What the method keeps of each picture of a group; `by_frame`, of what its frame shows."""
@@ -241,7 +242,9 @@ def _select(
         return _aligned(pruner, pruner.select(every), every).split(counts)
     chosen = []
     for part, picture in zip(every.split(counts), group, strict=True):
-        key = pixel_digest(picture.pixels) if pruner.seeded else 0
+        key = picture.key
+        if key is None:
+            key = pixel_digest(picture.pixels) if pruner.seeded else 0
         part = replace(part, key=key, tile_grid=picture.tile_grid, question=picture.question)
         if by_frame and any(picture.tile_grid):
             shown = inside(part.n, picture.tile_grid, picture.frame)

@@ -9,7 +9,8 @@ from torch import Tensor
 from vllm.model_executor.models import llava, llava_next
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from llava_hivtp.anyres import inside, merge_anyres
+from llava_hivtp.anyres import merge_anyres
+from llava_hivtp.families.base import Picture
 from llava_hivtp.serving.processing import (
     llava_info,
     llava_processor,
@@ -51,9 +52,11 @@ class PrunedLlavaForConditionalGeneration(_Pruned, llava.LlavaForConditionalGene
     """LLaVA-1.5: one tile an image."""
 
     def _embed(self, images: Any, digests: list[int]) -> Sequence[Tensor]:
-        tiles = [image[None] for image in images["pixel_values"]]
-        chosen = self.chooser(tiles, [(0, 0)] * len(tiles), digests, [None] * len(tiles))
-        return self.chooser.project(chosen)
+        tiles = (image[None] for image in images["pixel_values"])
+        pictures = [
+            Picture(pixels, 1, key=digest) for pixels, digest in zip(tiles, digests, strict=True)
+        ]
+        return self.chooser.project(self.chooser(pictures))
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -67,22 +70,17 @@ class PrunedLlavaNextForConditionalGeneration(
     def _embed(self, images: Any, digests: list[int]) -> Sequence[Tensor]:
         vision, by_frame = self.config.vision_config, self.settings.layout == "inside"
         n = vision.image_size // vision.patch_size
-        sizes = [tuple(size) for size in images["image_sizes"].tolist()]  # (height, width)
-        grids = [tile_grid(self.config, *size) for size in sizes]
-        frames = [(rows * n, columns * n) for columns, rows in grids]
-        shown: list[Tensor | None] = [None] * len(sizes)
-        if by_frame:
-            frames = [unpadded(n, grid, size) for grid, size in zip(grids, sizes, strict=True)]
-            shown = [inside(n, grid, frame) for grid, frame in zip(grids, frames, strict=True)]
-        # A batch may be filled up with empty tiles.
-        tiles = [
-            image[: 1 + columns * rows]
-            for image, (columns, rows) in zip(images["pixel_values"], grids, strict=True)
-        ]
-        chosen = self.chooser(tiles, grids, digests, shown)
+        pictures = []
+        sizes = (tuple(size) for size in images["image_sizes"].tolist())  # (height, width)
+        for tiles, size, digest in zip(images["pixel_values"], sizes, digests, strict=True):
+            columns, rows = grid = tile_grid(self.config, *size)
+            frame = unpadded(n, grid, size) if by_frame else (rows * n, columns * n)
+            count = 1 + columns * rows  # a batch may be filled up with empty tiles
+            pictures.append(Picture(tiles[:count], count, grid, frame, key=digest))
+        chosen = self.chooser(pictures, by_frame)
         newline = self.image_newline if by_frame else None
-        packed = zip(self.chooser.project(chosen), chosen, grids, frames, strict=True)
+        packed = zip(self.chooser.project(chosen), chosen, pictures, strict=True)
         return [
-            merge_anyres(tokens, kept, n, grid, frame, newline, by_frame).tokens
-            for tokens, kept, grid, frame in packed
+            merge_anyres(tokens, kept, n, at.tile_grid, at.frame, newline, by_frame).tokens
+            for tokens, kept, at in packed
         ]

@@ -13,8 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from vllm.model_executor.models import llava, llava_next
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
-from llava_hivtp.anyres import inside
-from llava_hivtp.serving.settings import Settings, settings_of
+from llava_hivtp.serving.settings import Settings, room_for, settings_of
 from llava_hivtp.vision import pixel_digest
 
 
@@ -49,10 +48,9 @@ class LlavaNextInfo(llava_next.LlavaNextProcessingInfo):
         n, pruner = self.get_vision_encoder_info().get_patch_grid_length(), self.settings.pruner
         grid = tile_grid(self.get_hf_config(), image_height, image_width)
         if self.settings.layout == "mosaic":
-            return pruner.budget(1 + grid[0] * grid[1], n * n)
+            return room_for(pruner, n, grid, None)
         frame = unpadded(n, grid, (image_height, image_width))
-        shown = inside(n, grid, frame).sum(1)
-        return int(shown.clamp(max=pruner.budget(1, n * n)).sum()) + frame[0]
+        return room_for(pruner, n, grid, frame) + frame[0]
 
     def tiles(self, height: int, width: int) -> int:
         """Tiles of an image of this size."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llava_hivtp import __version__
-from llava_hivtp.anyres import LAYOUTS
+from llava_hivtp.anyres import LAYOUTS, inside
 from llava_hivtp.pruners import Pruner, build_pruner
 
 
@@ -59,6 +59,17 @@ def settings_of(config: Any) -> Settings | None:
             f"makes room for them before it looks: turn {setting.partition('=')[0]} round"
         )
     return Settings(pruner, _layout(layout, pruner, config))
+
+
+def room_for(
+    pruner: Pruner, n: int, tile_grid: tuple[int, int], frame: tuple[int, int] | None
+) -> int:
+    """How many tokens of an image stay, row breaks aside; of what `frame` shows, if given."""
+    columns, rows = tile_grid
+    if frame is None:
+        return pruner.budget(1 + columns * rows, n * n)
+    shown = inside(n, tile_grid, frame).sum(1)
+    return int(shown.clamp(max=pruner.budget(1, n * n)).sum())
 
 
 def _layout(layout: str, pruner: Pruner, config: Any) -> str | None:

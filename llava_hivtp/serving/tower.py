@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from vllm.distributed import tensor_model_parallel_all_gather
 
+from llava_hivtp.families.base import Picture, select_each
 from llava_hivtp.pruners import Pruner
+from llava_hivtp.serving.settings import room_for
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 logger = logging.getLogger(__name__)
@@ -23,31 +25,29 @@ class Chooser:
     def __init__(self, pruner: Pruner, tower: nn.Module, projector: nn.Module) -> None:
         self.pruner, self.tower, self.projector = pruner, tower, projector
 
-    def __call__(
-        self,
-        tiles: Sequence[Tensor],
-        grids: Sequence[tuple[int, int]],
-        digests: Sequence[int],
-        shown: Sequence[Tensor | None],
-    ) -> list[KeptTokens]:
-        """What the method keeps of every image.
+    def __call__(self, pictures: list[Picture], by_frame: bool = False) -> list[KeptTokens]:
+        """What the method keeps of every image; the tower runs once over the tiles of all.
 
         Args:
-            tiles: (T_i, 3, H, W) of every image; the tower runs once over all of them.
-            grids: (columns, rows) of every image's sub-image tiles, (0, 0) without any.
-            digests: `pixel_digest` of every image.
-            shown: (T_i, N) of the patches to choose among; None for all.
+            pictures: with the digest of their pixels as `key`.
+            by_frame: choose among what each picture's frame shows (layout `inside`).
         """
-        counts, pruner = [len(image) for image in tiles], self.pruner
+        counts, pruner = [picture.n_tiles for picture in pictures], self.pruner
         with tapped(self.tower, pruner.layers) as (queries, keys):
-            hidden = self.tower(torch.cat(list(tiles)), feature_select_strategy="full")
+            pixels = torch.cat([picture.pixels for picture in pictures])
+            hidden = self.tower(pixels, feature_select_strategy="full")
         lost = _without_numbers(hidden, counts)
         if lost:
             hidden, queries, keys = _numbers(hidden), _each(queries), _each(keys)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], queries, keys, self.projector)
-        chosen = self._select(every, counts, grids, digests, shown)
-        for kept, count, mask in zip(chosen, counts, shown, strict=True):
-            self._check_count(len(kept), count, every.n_patches, mask)
+        chosen = select_each(pruner, every, pictures, by_frame)
+        for kept, picture in zip(chosen, pictures, strict=True):
+            room = room_for(pruner, every.n, picture.tile_grid, picture.frame if by_frame else None)
+            if len(kept) != room:
+                raise ValueError(
+                    f"{type(pruner).__name__} kept {len(kept)} tokens where vLLM made room for "
+                    f"{room}: a method whose count the image decides must say so in `varies_by`"
+                )
         for image in lost:
             nothing = torch.zeros_like(chosen[image].tokens)
             chosen[image] = replace(chosen[image], tokens=nothing)
@@ -57,35 +57,6 @@ class Chooser:
         """(P_i, D_lm) of every image, in one pass of the projector."""
         projected = self.projector(torch.cat([kept.tokens for kept in chosen]))
         return list(projected.split([len(kept) for kept in chosen]))
-
-    def _select(
-        self,
-        every: VisionFeatures,
-        counts: list[int],
-        grids: Sequence[tuple[int, int]],
-        digests: Sequence[int],
-        shown: Sequence[Tensor | None],
-    ) -> list[KeptTokens]:
-        if self.pruner.by_tile and all(mask is None for mask in shown):
-            return self.pruner.select(every).split(counts)
-        chosen = []
-        for image, *given, mask in zip(every.split(counts), grids, digests, shown, strict=True):
-            image = replace(image, tile_grid=given[0], key=given[1])
-            alone = mask is None
-            chosen.append(
-                self.pruner.select(image) if alone else self.pruner.select_inside(image, mask)
-            )
-        return chosen
-
-    def _check_count(self, kept: int, tiles: int, patches: int, mask: Tensor | None) -> None:
-        room = self.pruner.budget(tiles, patches)
-        if mask is not None:
-            room = int(mask.sum(1).clamp(max=self.pruner.budget(1, patches)).sum())
-        if kept != room:
-            raise ValueError(
-                f"{type(self.pruner).__name__} kept {kept} tokens where vLLM made room for {room}: "
-                "a method whose count the image decides must say so in `varies_by`"
-            )
 
 
 def _without_numbers(hidden: Tensor, counts: list[int]) -> list[int]:
