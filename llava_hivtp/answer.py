@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import LogitsProcessorList
 
 from llava_hivtp.conversation import build_prompt, template_name
-from llava_hivtp.images import open_image, prepare_images
+from llava_hivtp.images import fit_images, open_image, prepare_images
 from llava_hivtp.limits import Limits
 
 
@@ -114,26 +114,25 @@ def answer_batch(
     until = options.pop("until", None) or []
     until = [until] if isinstance(until, str) else list(until)
     begun = time.perf_counter()
-    images = [image for request in requests for image in request.images]
-    pixels, sizes = None, None
-    if images:
-        processor = model.get_vision_tower().image_processor
-        pixels, sizes = prepare_images(images, processor, model.config, limits)
-    ids, mask = _prompt_ids(tokenizer, requests, template)
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    if model.chat is None:
+        given = _by_template(model, tokenizer, requests, template, limits)
+    else:
+        given = _by_chat(model, requests, limits)
+    ids = given.pop("inputs").to(model.device)  # pixels stay: the model casts them itself
+    given["attention_mask"] = given["attention_mask"].to(model.device)
     clock, sound, start = _FirstToken(), _Sound(), time.perf_counter()
     output = model.generate(
         ids,
-        attention_mask=mask,
+        **given,
         pad_token_id=_pad(tokenizer),
-        images=pixels,
-        image_sizes=sizes,
         questions=_others(model, tokenizer, requests, template),
         stopping_criteria=[_Stop(tokenizer, until)] if until else None,
         logits_processor=LogitsProcessorList([sound]),
         streamer=clock if timed else None,
         **options,
     )
+    if model.chat is not None:  # whose `generate` gives the prompt back, too
+        output = output[:, ids.shape[1] :]
     rows = output.tolist()
     seconds = time.perf_counter() - start
     sound.check(requests)
@@ -148,8 +147,62 @@ def answer_batch(
 
 def prompt_ids(model: Any, tokenizer: Any, question: str) -> torch.Tensor:
     """(S,) token ids of a question about an image, in the checkpoint's conversation."""
+    if model.chat is not None:
+        return torch.tensor(_chat_row(model.chat, question))
     name = template_name(model.config._name_or_path, model.config)
     return torch.tensor(_prompt_row(tokenizer, question, name))
+
+
+def _by_template(
+    model: Any, tokenizer: Any, requests: Sequence[Request], template: str, limits: Limits
+) -> dict[str, Any]:
+    """Arguments of official LLaVA's `generate`."""
+    images = [image for request in requests for image in request.images]
+    pixels, sizes = None, None
+    if images:
+        processor = model.get_vision_tower().image_processor
+        pixels, sizes = prepare_images(images, processor, model.config, limits)
+    ids, mask = _prompt_ids(tokenizer, requests, template)
+    return {"inputs": ids, "attention_mask": mask, "images": pixels, "image_sizes": sizes}
+
+
+def _by_chat(model: Any, requests: Sequence[Request], limits: Limits) -> dict[str, Any]:
+    """Arguments of `generate` of transformers' own classes, by the processor's chat template."""
+    images = [fit_images(request.images, limits) if request.images else [] for request in requests]
+    texts = [
+        _chat(model.chat, request.question, len(own))
+        for request, own in zip(requests, images, strict=True)
+    ]
+    batch = model.chat(
+        text=texts,
+        images=images if any(images) else None,
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=not texts[0].startswith(model.chat.tokenizer.bos_token or "\0"),
+    )
+    return {"inputs": batch.pop("input_ids"), **batch}
+
+
+def _chat(chat: Any, question: str, images: int) -> str:
+    """One turn in the processor's chat template, the images where the question places them."""
+    parts = question.split(DEFAULT_IMAGE_TOKEN)
+    if len(parts) - 1 not in (0, images):
+        raise ValueError(
+            f"the question has {len(parts) - 1} marks {DEFAULT_IMAGE_TOKEN} for {images} images: "
+            f"{question}"
+        )
+    content: list[dict[str, str]] = [{"type": "image"}] * (images if len(parts) == 1 else 0)
+    for i, part in enumerate(parts):
+        content += [{"type": "image"}] if i else []
+        content += [{"type": "text", "text": part}] if part.strip() else []
+    turn = {"role": "user", "content": content}
+    return chat.apply_chat_template([turn], add_generation_prompt=True)
+
+
+def _chat_row(chat: Any, question: str) -> list[int]:
+    """Token ids of a question about one image, or as many as it places itself."""
+    images = max(1, question.count(DEFAULT_IMAGE_TOKEN))
+    return chat.tokenizer(_chat(chat, question, images)).input_ids
 
 
 def _others(
@@ -158,6 +211,8 @@ def _others(
     """Prompts of the other questions, if the method wants them and all are given."""
     if model.pruner.question != "other" or not all(request.other for request in requests):
         return None
+    if model.chat is not None:
+        return [torch.tensor(_chat_row(model.chat, request.other)) for request in requests]
     return [torch.tensor(_prompt_row(tokenizer, r.other, template)) for r in requests]
 
 

@@ -6,6 +6,7 @@ A wrong template silently costs points on every benchmark.
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -32,6 +33,13 @@ def template_name(checkpoint: str, config: Any, override: str | None = None) -> 
     if "mistral" in name or "mistral" in config.model_type:
         return "mistral_instruct"
     return "chatml_direct" if "34b" in name else "vicuna_v1"
+
+
+def chat_name(processor: Any) -> str:
+    """A processor's chat template by its content, for the protocol of a result."""
+    if not processor.chat_template:
+        raise ValueError("the checkpoint's processor has no chat template")
+    return f"chat template {zlib.crc32(str(processor.chat_template).encode()):08x}"
 
 
 def build_prompt(template: str, question: str, images: int) -> str:

@@ -101,6 +101,17 @@ def prepare_images(
         ValueError: if an image breaks a limit, or there is none.
     """
     check_aspect(config)
+    images = fit_images(images, limits)
+    return pixel_values(images, image_processor, config), [image.size for image in images]
+
+
+def fit_images(images: Sequence[Image.Image], limits: Limits = Limits()) -> list[Image.Image]:
+    """Images as processors take them: upright, RGB, within the limits, no thinner than LEAST.
+
+    Raises:
+        TypeError: if an image is no PIL image.
+        ValueError: if an image breaks a limit, or there is none.
+    """
     if not isinstance(images, (list, tuple)) or not images:
         raise ValueError(f"images must be a list of PIL images, got {images!r:.60}")
     for i, image in enumerate(images):
@@ -110,8 +121,7 @@ def prepare_images(
                 "llava_hivtp.images.open_image reads files, PIL.Image.fromarray arrays"
             )
         limits.check(image.size, f"image {i}")
-    images = [_at_least(to_rgb(image)) for image in images]
-    return pixel_values(images, image_processor, config), [image.size for image in images]
+    return [_at_least(to_rgb(image)) for image in images]
 
 
 def _at_least(image: Image.Image) -> Image.Image:

@@ -69,7 +69,7 @@ class LlavaHIVTP(lmms):
     ) -> None:
         """Load a checkpoint; `arguments` are the pruner's, spelled as in `layers=7+8+9+10`."""
         super().__init__()
-        from llava_hivtp.conversation import template_name
+        from llava_hivtp.conversation import chat_name, template_name
         from llava_hivtp.loading import load
         from llava_hivtp.pruners import build_pruner
 
@@ -87,7 +87,15 @@ class LlavaHIVTP(lmms):
             zero3=zero3,
         )
         self.team = join() if zero3 else Team()
-        self.conv_template = template_name(pretrained, self.model.config, conv_template)
+        if self.model.chat is None:
+            self.conv_template = template_name(pretrained, self.model.config, conv_template)
+        elif conv_template is None:
+            self.conv_template = chat_name(self.model.chat)
+        else:
+            raise ValueError(
+                f"conv_template={conv_template!r} is official LLaVA's; {pretrained} brings its own "
+                "chat template"
+            )
         self.journal: Journal | None = None
         self.answers: dict[tuple[str, int], Answer] = {}  # (task, doc_id), of the last evaluation
 

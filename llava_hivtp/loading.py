@@ -145,6 +145,7 @@ def _load_transformers(
         ) from error
     processor.tokenizer.padding_side = "left"  # generation continues at the end of a row
     model = _whole(cls, path, **options)
+    model.chat = processor
     length = getattr(config.get_text_config(), "max_position_embeddings", 2048)
     return model, processor.tokenizer, processor, length
 

@@ -72,3 +72,44 @@ def test_the_converted_model_answers_as_the_official_one(pair, text):
         assert len(converted.kept) == 1
         answers.add(said)
     assert len(answers) > 2
+
+
+def test_answers_come_from_the_chat_template(pair):
+    from llava_hivtp.answer import Request, answer, answer_batch
+
+    (official, words, *_), (converted, tokenizer, *_) = pair
+    for model in (official, converted):
+        attach(model, for_depth(read_pruner("hivtp"), 12))
+    requests = [Request(question, {"max_new_tokens": 4}, (image,)) for image, question in asked(4)]
+    theirs = answer_batch(official, words, requests, "vicuna_v1")
+    ours = answer_batch(converted, tokenizer, requests, "vicuna_v1")
+    assert ours == theirs
+    assert all(found.text and found.patches for found in ours)
+    alone = answer(converted, tokenizer, requests[0].images[0], requests[0].question)
+    assert alone.text == ours[0].text
+    assert alone.ttft > 0
+    text = [Request("Hello", {"max_new_tokens": 2})]
+    theirs = answer_batch(official, words, text, "vicuna_v1")
+    assert answer_batch(converted, tokenizer, text, "vicuna_v1") == theirs
+    with pytest.raises(ValueError, match="2 marks <image> for 1 images"):
+        answer_batch(converted, tokenizer, [Request("<image> <image>", {}, requests[0].images)], "")
+
+
+def test_the_command_answers_with_the_converted_model(pair, tmp_path, capsys):
+    from llava_hivtp import cli
+
+    image, question = next(asked(1))
+    image.save(tmp_path / "picture.png")
+    folder = pair[1][0].config._name_or_path
+    assert cli.main(["answer", str(tmp_path / "picture.png"), question, "--model", folder]) == 0
+    assert "hivtp" in capsys.readouterr().out
+
+
+def test_the_plug_in_names_the_chat_template_in_the_protocol(pair):
+    from llava_hivtp.lmms import LlavaHIVTP
+
+    folder = pair[1][0].config._name_or_path
+    model = LlavaHIVTP(pretrained=folder, pruner="none", device="cpu")
+    assert model.conv_template.startswith("chat template ")
+    with pytest.raises(ValueError, match="brings its own chat template"):
+        LlavaHIVTP(pretrained=folder, conv_template="vicuna_v1", device="cpu")

@@ -60,6 +60,7 @@ class Pruned(nn.Module):
     classes: ClassVar[dict[type, type[Pruned]]] = {}  # stock class -> the one that prunes it
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
     layout = "unpad"
+    chat: Any = None  # the processor, where prompts are made by its chat template; `load` sets it
     _pruner = Pruner()
 
     def __init_subclass__(cls, **options: Any) -> None:

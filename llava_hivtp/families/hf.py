@@ -49,14 +49,6 @@ class PrunedHF(Pruned):
         """The images of a call; takes what only the tower needs out of its arguments."""
         raise NotImplementedError
 
-    def slots(self, image: PackedImage) -> Tensor | slice:
-        """Which of an image's placeholders its L tokens fill; which, matters to none by default."""
-        return slice(len(image.tokens))
-
-    def positioned(self, given: dict[str, Any]) -> dict[str, Any]:
-        """With position ids of the whole prompt, where what stays must keep its own."""
-        return given
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass; not `forward`, which accelerate replaces per instance."""
         if args:
@@ -114,7 +106,6 @@ class PrunedHF(Pruned):
         given["mm_encoder_outputs"] = {
             "image": BaseModelOutputWithPooling(pooler_output=[image.tokens for image in packed])
         }
-        given = self.positioned(given)
         stay = self._staying(packed, pictures)
         if not stay.all():
             if mask is None and len(ids) > 1:
@@ -143,8 +134,7 @@ class PrunedHF(Pruned):
                     f"image {i} needs {len(image.tokens)} tokens with "
                     f"{type(self.pruner).__name__}, its placeholders are {len(flags)}: keep less"
                 )
-            slots = self.slots(image)
-            flags[slots if isinstance(slots, slice) else slots.cpu()] = True
+            flags[: len(image.tokens)] = True  # which of them, matters to none
         return torch.cat(stay)
 
 
