@@ -13,6 +13,11 @@ from llava_hivtp.vision import KeptTokens
 # newlines, which is none of these.
 LAYOUTS = ("unpad", "inside", "mosaic")
 
+# Places of an image's tokens in the language model: `packed` as LLaVA's splice counts what it gets,
+# or `kept`, those of the unpruned sequence. There a merged token has the place of its centre; what
+# has none (CLS, the sum of the rest, a centre in the letterbox) that of the token in front of it.
+PLACES = ("packed", "kept")
+
 
 @dataclass(frozen=True)
 class PackedImage:
@@ -23,6 +28,8 @@ class PackedImage:
     patches: int  # patch, merged and CLS tokens among the L
     newlines: int  # row breaks among the L
     total: int  # patch tokens this layout passes when nothing is pruned
+    place: Tensor  # (L,) where each would lie, had nothing been pruned; see `PLACES`
+    span: int  # how long the image would be then
 
 
 def merge_anyres(
@@ -56,13 +63,16 @@ def merge_anyres(
     top, left = (rows * n - high) // 2, (columns * n - wide) // 2
     patch = kept.patch
     tile = kept.tile.to(patch.device, non_blocking=True)
-    y = (tile - 1) // columns * n + patch // n - top
-    x = (tile - 1) % columns * n + patch % n - left
+    y = (tile - 1) // columns * n + kept.centre // n - top
+    x = (tile - 1) % columns * n + kept.centre % n - left
     placed, inside = patch >= 0, (y >= 0) & (y < high) & (x >= 0) & (x < wide)
     # What is read later has a higher key: the base tile, the rows, the loose ones, the cropped.
     loose, cropped = 1 + high * (wide + 1), 2 + high * (wide + 1)
     key = torch.where(inside, 1 + y * (wide + 1) + x, cropped)
     key = torch.where(tile == 0, 0, torch.where(placed, key, loose))
+    length = wide + (newline is not None)  # of a row
+    place = torch.where(tile == 0, kept.centre, n * n + y * length + x)
+    place = place.masked_fill((kept.centre < 0) | (tile > 0) & ~inside, -1)
     patches, newlines = len(kept), 0
     if newline is not None:
         row = torch.where((tile > 0) & placed & inside, y, high)
@@ -76,9 +86,20 @@ def merge_anyres(
             patches, newlines = torch.stack([(key < cropped).sum(), breaks.sum()]).tolist()
         key = torch.cat([key, ends])
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
-    order = key.argsort(stable=True)[: patches + newlines].clamp(max=len(kept))
-    tokens = tokens[order.to(tokens.device, non_blocking=True)]
-    return PackedImage(tokens, kept, patches, newlines, n * n + high * wide)
+        place = torch.cat([place, n * n + torch.arange(high, device=row.device) * length + wide])
+    order = key.argsort(stable=True)[: patches + newlines]
+    place = _with_the_one_in_front(place[order])
+    tokens = tokens[order.clamp(max=len(kept)).to(tokens.device, non_blocking=True)]
+    total = n * n + high * wide
+    span = n * n + high * length
+    return PackedImage(tokens, kept, patches, newlines, total, place, span)
+
+
+def _with_the_one_in_front(place: Tensor) -> Tensor:
+    """Places (L,), where -1 stands for that of the last token in front that has one, or 0."""
+    index = torch.arange(len(place), device=place.device)
+    last = torch.where(place >= 0, index, -1).cummax(0).values if len(place) else index
+    return torch.where(last >= 0, place[last.clamp(min=0)], 0)
 
 
 def inside(n: int, tile_grid: tuple[int, int], frame: tuple[int, int]) -> Tensor:
@@ -95,10 +116,15 @@ def inside(n: int, tile_grid: tuple[int, int], frame: tuple[int, int]) -> Tensor
 
 
 def merge_single(
-    tokens: Tensor, kept: KeptTokens, total: int, newline: Tensor | None
+    tokens: Tensor, kept: KeptTokens, tiles: int, n_patches: int, newline: Tensor | None
 ) -> PackedImage:
     """Pack an image of one tile, or tiles simply behind one another (`flat` checkpoints)."""
-    patches = len(tokens)
+    patches, total = len(tokens), tiles * n_patches
+    tile = kept.tile.to(kept.centre.device, non_blocking=True)
+    place = torch.where(kept.centre < 0, -1, tile * n_patches + kept.centre)
     if newline is not None and patches:
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
-    return PackedImage(tokens, kept, patches, len(tokens) - patches, total)
+        place = torch.cat([place, place.new_full((1,), total)])
+    place = _with_the_one_in_front(place)
+    span = total + (newline is not None)
+    return PackedImage(tokens, kept, patches, len(tokens) - patches, total, place, span)

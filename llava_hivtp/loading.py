@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPVisionModel, PretrainedConfig
 
 from llava_hivtp.families import FAMILIES, attach, family_of
-from llava_hivtp.families.base import check_layout, check_pruner
+from llava_hivtp.families.base import check_layout, check_positions, check_pruner
 from llava_hivtp.model import (
     PrunedLlava,
     PrunedLlavaLlamaForCausalLM,
@@ -43,6 +43,7 @@ def load(
     pruner: Pruner | str = "none",
     *,
     layout: str = "unpad",
+    positions: str = "packed",
     dtype: torch.dtype | str | None = None,
     device_map: str | dict | None = None,
     attn_implementation: str = "sdpa",
@@ -60,6 +61,7 @@ def load(
             folder first.
         pruner: the method, or its name in PRUNERS; `model.pruner` swaps it later.
         layout: how AnyRes tiles are put together, see `attach`.
+        positions: of what stays, "packed" or "kept", see `attach`.
         dtype: of the weights; default float16 on a GPU, float32 on a CPU.
         device_map: a device, "auto" or a map as accelerate takes it; default the GPU if there is
             one.
@@ -87,6 +89,7 @@ def load(
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_pruner(pruner)
     check_layout(layout, family_of(cls).layouts)
+    check_positions(positions)
     official = issubclass(cls, PrunedLlava)
     if zero3:
         _check_zero3(official, device_map, quantization)
@@ -103,7 +106,7 @@ def load(
         options["quantization_config"] = _quantization(quantization, dtype)
     read = _load_official if official else _load_transformers
     model, tokenizer, processor, length = read(cls, path, pruner, options)
-    attach(model.eval(), pruner, layout)
+    attach(model.eval(), pruner, layout, positions)
     if zero3:
         spread(model)
     return model, tokenizer, processor, length

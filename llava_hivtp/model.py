@@ -19,7 +19,14 @@ from torch import Tensor
 from transformers import CLIPVisionModel
 
 from llava_hivtp.anyres import PackedImage, merge_anyres, merge_single
-from llava_hivtp.families.base import Encoded, Picture, Pruned, Tower, check_layout
+from llava_hivtp.families.base import (
+    Encoded,
+    Picture,
+    Pruned,
+    Tower,
+    check_layout,
+    check_positions,
+)
 from llava_hivtp.inputs import (
     check_aspect,
     check_letterbox,
@@ -125,12 +132,17 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         questions = self._questions(given, marks) if self.pruner.asks else None
         sequences, check = self._sequences(given["images"], given["image_sizes"], questions)
         given["images"] = _one_per_slot(sequences, marks)
-        if given["attention_mask"] is None and len(given["input_ids"]) > 1:
+        check_positions(self.positions, self)
+        kept = self.positions == "kept"  # without a mask, gaps would look like several rows
+        rows = unpadded_rows(given["input_ids"], given["attention_mask"]) if kept else []
+        if given["attention_mask"] is None and (kept or len(given["input_ids"]) > 1):
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
         if not training:  # which pads on the right, as the checkpoint says
             splice = super(PrunedLlava, _padding_left(self)).prepare_inputs_labels_for_multimodal
         spliced = splice(*call.args, **call.kwargs)
+        if kept:
+            spliced = (None, _kept_positions(rows, self.kept, spliced[2]), *spliced[2:])
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
         return spliced
 
@@ -211,7 +223,7 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         newline = self.get_model().image_newline if picture.newline else None
         n, grid = self.get_vision_tower().num_patches_per_side, picture.tile_grid
         if not any(grid):
-            return merge_single(tokens, kept, picture.n_tiles * n * n, newline)
+            return merge_single(tokens, kept, picture.n_tiles, n * n, newline)
         every_row = self.layout == "inside"
         return merge_anyres(tokens, kept, n, grid, picture.frame, newline, every_row)
 
@@ -254,6 +266,31 @@ def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:
     rest = iter(sequences)
     rows = [[next(rest) for _ in range(count)] or [sequences[0][:0]] for count in marks]
     return _Sequences(sequence for row in rows for sequence in row)
+
+
+def _kept_positions(rows: list[Tensor], images: Sequence[PackedImage], mask: Tensor) -> Tensor:
+    """Positions (B, S) of the unpruned prompts, 0 where the mask shows padding.
+
+    Args:
+        rows: token ids of each prompt, without padding.
+        images: for every mark; a row without one may have one, which is not read.
+        mask: (B, S), as the splice returns it: a row may have been cut short.
+    """
+    slots, found = iter(images), []
+    places = [(row == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist() for row in rows]
+    unread = len(images) > sum(map(len, places))
+    for row, real, marks in zip(rows, mask.bool(), places, strict=True):
+        parts, start, before = [], 0, 0
+        own = [next(slots) for _ in marks or [0] * unread]
+        for mark, image in zip(marks, own, strict=False):
+            text = torch.arange(start, start + mark - before, device=row.device)
+            start += len(text)
+            parts += [text, start + image.place.to(row.device)]
+            start, before = start + image.span, mark + 1
+        parts.append(torch.arange(start, start + len(row) - before, device=row.device))
+        found.append(torch.cat(parts)[: int(real.sum())])
+    positions = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
+    return positions.masked_scatter(mask.bool(), torch.cat(found).to(mask.device))
 
 
 def _depth(tower: Any) -> int:

@@ -80,6 +80,11 @@ class KeptTokens:
     tokens: Tensor  # (P, D)
     tile: Tensor  # (P,) in [0, T)
     patch: Tensor  # (P,) in [0, N), or -1: no place in the image (CLS, merged)
+    centre: Tensor | None = None  # (P,) patch into which others were merged, or `patch`
+
+    def __post_init__(self) -> None:
+        if self.centre is None:
+            object.__setattr__(self, "centre", self.patch)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -92,9 +97,10 @@ class KeptTokens:
         ends = torch.searchsorted(self.tile, ends).tolist()
         counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         first, images = 0, []
-        fields = (self.tokens.split(counts), self.tile.split(counts), self.patch.split(counts))
-        for (tokens, tile, patch), own in zip(zip(*fields, strict=True), tiles, strict=True):
-            images.append(KeptTokens(tokens, tile - first, patch))
+        columns = (self.tokens, self.tile, self.patch, self.centre)
+        parts = zip(*(column.split(counts) for column in columns), strict=True)
+        for (tokens, tile, *places), own in zip(parts, tiles, strict=True):
+            images.append(KeptTokens(tokens, tile - first, *places))
             first += own
         return images
 

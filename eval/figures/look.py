@@ -152,8 +152,8 @@ class _Watch(Pruner):
         """The inner pruner's choice."""
         kept = self.inner.select(features)
         stages = _as_kept(mask_of(kept, features.n_tiles, features.n_patches))
-        for tile, centres in enumerate(self.inner.centres_of(features)):
-            stages[tile, centres.cpu().numpy()] = CENTRE
+        merged = (kept.patch < 0) & (kept.centre >= 0)
+        stages[kept.tile[merged].cpu().numpy(), kept.centre[merged].cpu().numpy()] = CENTRE
         if self.inner.stage_names:
             scores = received_attention(features, self.inner.layers)
             told = self.inner.stages(scores).cpu().numpy()

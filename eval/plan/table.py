@@ -28,7 +28,8 @@ COUNTS = ("retain", "tokens")
 TIMES = ("ttft_ms", "throughput")
 PREPARATION = "preparation_ms"  # before TTFT begins; no paper prints it
 
-_TABLE_KEYS = {"title", "models", "layout", "patches", "device", "tasks", "protocol", "rows"}
+_TABLE_KEYS = {"title", "models", "layout", "patches", "tasks", "protocol", "rows"}
+_OPTIONAL_KEYS = {"device", "positions"}
 _ROW_KEYS = {"id", "pruner", "block", "section", "set", "name", "printed"}  # others: arguments
 _ID = re.compile(r"[a-z][a-z0-9_.+-]*")
 
@@ -45,6 +46,7 @@ class Row:
     set: str  # one of SETS
     printed: dict[str, Decimal | int]
     layout: str
+    positions: str
     where: str  # file:line, for messages
     name: str = ""  # shown instead of the method's own
     absent: str = ""  # why the method's module cannot be imported
@@ -57,7 +59,8 @@ class Row:
     @property
     def folder(self) -> str:
         """Where its results live: readable, and different for all that differs."""
-        identity = json.dumps([self.pruner, self.arguments, self.layout], sort_keys=True)
+        kept = [self.positions] if self.positions != "packed" else []
+        identity = json.dumps([self.pruner, self.arguments, self.layout, *kept], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         words = sorted(self.spelled.split(",")) if self.arguments else []
         return re.sub(r"[^\w.,=+-]+", "_", f"{','.join([self.pruner, *words])}-{digest}")
@@ -81,6 +84,7 @@ class Table:
     model: str  # the checkpoint to run
     models: tuple[str, ...]  # the checkpoints the printed numbers may stand for
     layout: str
+    positions: str
     patches: int  # per tile
     device: str  # of the printed times
     tasks: tuple[str, ...]
@@ -99,14 +103,16 @@ def load_table(path: str | Path, model: str | None = None) -> Table:
     Imports torch, but neither LLaVA nor transformers. A method of the user's whose module is not
     here is no error yet: what was measured with it can still be read.
     """
-    from llava_hivtp.anyres import LAYOUTS
+    from llava_hivtp.anyres import LAYOUTS, PLACES
 
     path = Path(path)
     data = read_yaml(path)
-    _known(path, data, _TABLE_KEYS, required=_TABLE_KEYS - {"device"})
+    _known(path, data, _TABLE_KEYS | _OPTIONAL_KEYS, required=_TABLE_KEYS)
     models = tuple(_strings(path, data, "models"))
     if data["layout"] not in LAYOUTS:
         raise error_at(path, data, "layout", f"layout must be one of {LAYOUTS}")
+    if data.get("positions", "packed") not in PLACES:
+        raise error_at(path, data, "positions", f"positions must be one of {PLACES}")
     if type(data["patches"]) is not int or data["patches"] < 1:
         raise error_at(path, data, "patches", "patches must be a count, such as 576")
     if not isinstance(data["title"], str):
@@ -118,6 +124,7 @@ def load_table(path: str | Path, model: str | None = None) -> Table:
         model=model or models[0],
         models=models,
         layout=data["layout"],
+        positions=data.get("positions", "packed"),
         patches=data["patches"],
         device=str(data.get("device", "")),
         tasks=tasks,
@@ -211,6 +218,7 @@ def _row(path: Path, entry: Mapping, table: Table) -> Row:
         set=chosen,
         printed=_printed(path, entry, table.tasks),
         layout=table.layout,
+        positions=table.positions,
         where=f"{path}:{entry.line}",
         name=entry.get("name", ""),
         absent=absent,

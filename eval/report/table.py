@@ -119,6 +119,8 @@ def footer(collected: Collected, full: bool = False) -> list[str]:
     shown = collected.table
     meanings = [f"{HEADINGS[column]} {meaning}" for column, meaning in shown.protocol.items()]
     said = [f"Columns: {'; '.join(meanings)}. Layout {shown.layout}."]
+    if shown.positions != "packed":
+        said.append(f"Positions {shown.positions}.")
     if any(row.intervals for row in collected.rows):
         said += [INTERVALS, BOLD]
     if any("relative" in row.values for row in collected.rows):

@@ -33,9 +33,11 @@ class Worker:
         """Load the checkpoint; `folder` holds the data, `arguments` are extra model_args."""
         from llava_hivtp.lmms import LlavaHIVTP
 
-        model, layout = shelf.table.model, shelf.table.layout
+        model, layout, positions = shelf.table.model, shelf.table.layout, shelf.table.positions
         self.folder, self.code = folder, shelf.code
-        self.lm: LlavaHIVTP = LlavaHIVTP(model, layout=layout, batch_size=batch, **arguments)
+        self.lm: LlavaHIVTP = LlavaHIVTP(
+            model, layout=layout, positions=positions, batch_size=batch, **arguments
+        )
         self.protocol = {  # of both passes
             "checkpoint": Path(model).name,
             "checkpoint digest": shelf.checkpoint,
@@ -46,6 +48,8 @@ class Worker:
             "quantization": arguments.get("quantization", "none"),
             "image processor": type(self.lm.image_processor).__name__,
         }
+        if positions != "packed":  # named where it is not LLaVA's own way, as in earlier results
+            self.protocol["positions"] = positions
 
     def accuracy(self, unit: Unit, label: str) -> float | None:
         """Answer every request of a unit and store score and samples; returns the score.

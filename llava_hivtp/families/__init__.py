@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from llava_hivtp.families.base import Pruned, check_layout, fitting
+from llava_hivtp.families.base import Pruned, check_layout, check_positions, fitting
 from llava_hivtp.pruners import Pruner
 
 # A stock class, or a base of it -> the mixin that prunes it; imported when such a model comes.
@@ -17,7 +17,9 @@ FAMILIES = {
 }
 
 
-def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> Any:
+def attach(
+    model: Any, pruner: Pruner | str = "none", layout: str = "unpad", positions: str = "packed"
+) -> Any:
     """Let one loaded model prune; nothing else in the process changes. Returns the model.
 
     Hand it the image processor's float32 pixels: it casts them itself, and a seeded random choice
@@ -31,6 +33,8 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
             newline. "inside": the same order, but the choice is among the image's patches only and
             every row keeps its newline, so the number of tokens is known before the image is seen.
             "mosaic": no unpadding, no newlines, the printed counts of the paper's Table 2.
+        positions: "packed": survivors are counted as they come, as LLaVA's splice does. "kept":
+            they, and the text behind, have the positions of the unpruned prompt.
 
     Raises:
         TypeError: if the model belongs to no family.
@@ -40,17 +44,18 @@ def attach(model: Any, pruner: Pruner | str = "none", layout: str = "unpad") -> 
     family = family_of(stock)
     check_layout(layout, family.layouts)
     family.check_model(model)
+    check_positions(positions, model)
     pruner = fitting(pruner, family.tower_of(model))
     if not isinstance(model, Pruned):
         model.__class__ = pruned_class(stock)
-    model._pruner, model.layout = pruner, layout
+    model._pruner, model.layout, model.positions = pruner, layout, positions
     return model
 
 
 def detach(model: Any) -> Any:
     """Give the model its own class back. Returns the model."""
     if isinstance(model, Pruned):
-        for name in ("_pruner", "layout", "_lock", "_local"):
+        for name in ("_pruner", "layout", "positions", "_lock", "_local"):
             vars(model).pop(name, None)
         model.__class__ = type(model).stock
     return model

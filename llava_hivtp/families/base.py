@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor, nn
 
-from llava_hivtp.anyres import LAYOUTS, PackedImage, inside
+from llava_hivtp.anyres import LAYOUTS, PLACES, PackedImage, inside
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.pruners.base import check_budget
 from llava_hivtp.questions import question_of
@@ -48,8 +49,9 @@ Encoded = Iterable[tuple[VisionFeatures, list[Picture]]]
 class Pruned(nn.Module):
     """Mixin in front of a stock class: its image tokens pass through `pruner`.
 
-    `pruner` and `layout` may be changed at any time. A family gives `check_model`, `tower_of`,
-    `encode`, `project`, `pack`, and calls `prune` where its stock class reads the images.
+    `pruner`, `layout` and `positions` may be changed at any time. A family gives `check_model`,
+    `tower_of`, `encode`, `project`, `pack`, and calls `prune` where its stock class reads the
+    images.
 
     Several threads may use one model: `generate` lets them in one after another, and `kept` is
     each thread's own. Hold `lock` for what belongs together: `with model.lock: model.pruner = ...;
@@ -61,6 +63,7 @@ class Pruned(nn.Module):
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
     layout = "unpad"
     chat: Any = None  # the processor, where prompts are made by its chat template; `load` sets it
+    positions = "packed"
     _pruner = Pruner()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -225,6 +228,25 @@ def check_pruner(pruner: Any) -> None:
     """Raise a TypeError unless it is a method."""
     if not isinstance(pruner, Pruner):
         raise TypeError(f"a Pruner or its name is needed, got {pruner!r}; 'none' keeps everything")
+
+
+def check_positions(positions: str, model: Any = None) -> None:
+    """Raise a ValueError unless tokens can have these places, in this model if given."""
+    if positions not in PLACES:
+        raise ValueError(f"positions must be one of {PLACES}, got {positions!r}")
+    if positions == "packed":
+        return
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise ValueError(
+            f"positions='kept' needs transformers 5, which goes on from the last position; this is "
+            f"{transformers.__version__}"
+        )
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if "flash" in str(attention):
+        raise ValueError(
+            f"positions='kept' with {attention}: it takes a row with gaps for several rows; "
+            "use attn_implementation='sdpa'"
+        )
 
 
 def check_layout(layout: str, layouts: tuple[str, ...] = LAYOUTS) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_hivtp.anyres import PackedImage
-from llava_hivtp.families.base import Picture, Pruned
+from llava_hivtp.families.base import Picture, Pruned, check_positions
 from llava_hivtp.questions import unpadded_rows
 
 # What has an entry per token of the prompt, in its last dimension.
@@ -106,13 +106,40 @@ class PrunedHF(Pruned):
         given["mm_encoder_outputs"] = {
             "image": BaseModelOutputWithPooling(pooler_output=[image.tokens for image in packed])
         }
+        check_positions(self.positions, self)
+        kept = self._kept_positions(given, seen, marks, packed, pictures)
         stay = self._staying(packed, pictures)
         if not stay.all():
             if mask is None and len(ids) > 1:
                 given["attention_mask"] = torch.ones_like(ids)
             _shorten(given, *_order(seen, marks, stay), self.config.image_token_id)
+        if kept is not None:
+            image = given["input_ids"] == self.config.image_token_id
+            places = given["position_ids"].to(image.device)
+            given["position_ids"] = places.masked_scatter(image, kept.to(image.device))
         check()
         return given
+
+    def _kept_positions(
+        self,
+        given: dict[str, Any],
+        seen: Tensor,
+        marks: Tensor,
+        packed: list[PackedImage],
+        pictures: list[Picture],
+    ) -> Tensor | None:
+        """Positions of all image tokens that stay, if `positions` is kept; the text's go along."""
+        if self.positions != "kept":
+            return None
+        given.setdefault("position_ids", (seen.cumsum(1) - 1).clamp(min=0))
+        if given.get("attention_mask") is None:  # gaps would look like several rows
+            given["attention_mask"] = torch.ones_like(given["input_ids"])
+        starts = given["position_ids"].to(marks.device)[marks]
+        first, found = 0, []
+        for image, picture in zip(packed, pictures, strict=True):
+            found.append(starts[first] + image.place.to(marks.device))
+            first += picture.places
+        return torch.cat(found)
 
     def _asking(
         self, pictures: list[Picture], ids: Tensor, seen: Tensor, marks: Tensor

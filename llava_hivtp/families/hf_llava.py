@@ -77,7 +77,7 @@ class PrunedLlavaHF(PrunedHF):
 
     def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
         """One tile, no newline."""
-        return merge_single(tokens, kept, _side(self) ** 2, None)
+        return merge_single(tokens, kept, 1, _side(self) ** 2, None)
 
 
 def _side(model: Any) -> int:

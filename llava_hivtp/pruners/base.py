@@ -96,13 +96,6 @@ class Pruner:
         every = torch.arange(features.n_patches, device=features.tokens.device)
         return keep_indices(features, every.expand(features.n_tiles, -1))
 
-    def centres_of(self, features: VisionFeatures) -> list[Tensor]:
-        """Patches of each tile into which `select` merges others: tokens it gives no place.
-
-        A picture shows them; nothing else depends on them.
-        """
-        return [features.tokens.new_empty(0, dtype=torch.long)] * features.n_tiles
-
     @property
     def chooses_inside(self) -> bool:
         """Whether it has `select_inside`; subclasses say so with a class attribute."""

@@ -24,7 +24,7 @@ class PruMerge(ScorePruner):
     in falling order. To each, the 32 others most alike by their keys are added, weighted by
     attention (not normalised, the centre by 1). The last token sums up all that is no centre.
     With `adaptive`, outliers are the centres: attention above Q3 + 1.5 (Q3 - Q1) of the tile, at
-    most K - 1 of them. Merged tokens have no place: `patch` is -1, tiles follow one another.
+    most K - 1 of them. Merged tokens have a `centre`, but no `patch`; tiles follow one another.
 
     Where we differ from the released code: it takes the quartiles over the whole batch.
     """
@@ -49,12 +49,15 @@ class PruMerge(ScorePruner):
         attention = finite(cls_attention(features, *self.layers))
         (layer,) = self.layers
         keys = normalize(features.keys[layer][:, 0, 1:].float(), dim=-1)
-        each = zip(features.tokens.float(), attention, keys, self._centres(attention), strict=True)
+        centres = self._centres(attention)
+        each = zip(features.tokens.float(), attention, keys, centres, strict=True)
         tokens = [_merge(*tile) for tile in each]
         counts = torch.tensor([len(merged) for merged in tokens], device=attention.device)
         tile = torch.arange(len(tokens), device=attention.device).repeat_interleave(counts)
         merged = torch.cat(tokens).to(features.tokens.dtype)
-        return KeptTokens(merged, tile, torch.full_like(tile, -1))
+        nowhere = torch.full_like(tile, -1)
+        centre = torch.cat([part for own in centres for part in (own, nowhere[:1])])
+        return KeptTokens(merged, tile, nowhere, centre)
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """floor(keep * N) in every tile."""
@@ -69,10 +72,6 @@ class PruMerge(ScorePruner):
     def varies_by(self) -> str:
         """Outliers are as many as the image has."""
         return "adaptive=True" if self.adaptive else ""
-
-    def centres_of(self, features: VisionFeatures) -> list[Tensor]:
-        """All but the last token of every tile have a centre."""
-        return self._centres(finite(self.score(features)))
 
     def _centres(self, attention: Tensor) -> list[Tensor]:
         """Centres of every tile, of (T, N) attention."""

@@ -80,13 +80,8 @@ class VisionZip(Pruner):
         metric = features.keys[self.layers[0]].float().mean(1)[:, 1:]  # (T, N, Dh)
         merged = _merge(_rows(features.tokens, rest), _rows(metric, rest), contextual)
         tokens = [features.cls[:, None], _rows(features.tokens, patch), merged]
-        return _in_order(torch.cat(tokens, 1), patch)
-
-    def centres_of(self, features: VisionFeatures) -> list[Tensor]:
-        """The contextual tokens."""
-        dominant, contextual = self.split(features.n_patches)
-        _, rest = self._divided(features, dominant)
-        return list(rest[:, _targets(rest.shape[1], contextual).to(rest.device)])
+        targets = _targets(rest.shape[1], contextual).to(rest.device, non_blocking=True)
+        return _in_order(torch.cat(tokens, 1), patch, rest[:, targets])
 
     def _divided(self, features: VisionFeatures, dominant: int) -> tuple[Tensor, Tensor]:
         """Patches of every tile: the dominant ones but for CLS, (T, K), and the others."""
@@ -127,7 +122,7 @@ def _targets(others: int, count: int) -> Tensor:
     return (index % step == 0) & (index < step * count)
 
 
-def _in_order(tokens: Tensor, patch: Tensor) -> KeptTokens:
+def _in_order(tokens: Tensor, patch: Tensor, centre: Tensor) -> KeptTokens:
     """Lay out the (T, 1 + dominant patches + contextual, D) tokens of all tiles."""
     tiles, count = tokens.shape[:2]
     place = patch.new_full((tiles, count), -1)
@@ -136,4 +131,6 @@ def _in_order(tokens: Tensor, patch: Tensor) -> KeptTokens:
     group[:, 0] = 2  # CLS
     group[0] = 0
     order = group.flatten().argsort(stable=True)
-    return KeptTokens(tokens.flatten(0, 1)[order], order // count, place.flatten()[order])
+    centre = torch.cat([place[:, : count - centre.shape[1]], centre], 1)
+    each = (column.flatten()[order] for column in (place, centre))
+    return KeptTokens(tokens.flatten(0, 1)[order], order // count, *each)

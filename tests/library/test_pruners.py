@@ -224,8 +224,10 @@ def test_a_placed_token_is_the_patch_itself(name: str, arguments: dict) -> None:
 def test_a_centre_is_the_patch_that_others_are_added_to(name: str, arguments: dict) -> None:
     """Every token without a place has one, but for CLS or the sum of the rest, one in a tile."""
     features, pruner = features_of(1), build_pruner(name, **arguments)
-    kept, (centres,) = pruner.select(features), pruner.centres_of(features)
+    kept = pruner.select(features)
     unplaced = int((kept.patch < 0).sum())
+    assert torch.equal(kept.centre[kept.patch >= 0], kept.patch[kept.patch >= 0])
+    centres = kept.centre[(kept.patch < 0) & (kept.centre >= 0)]
     assert len(centres) == max(0, unplaced - 1)
     for centre in centres[:: max(1, len(centres) - 1)].tolist():
         tokens = features.tokens.clone()
