@@ -294,7 +294,7 @@ def test_rows_are_chosen_by_id_pattern_number_and_set():
     assert chosen("hivtp-50 full") == ["full", "hivtp-50"]
     assert chosen("hivtp-*") == ["hivtp-75", "hivtp-50", "hivtp-40", "hivtp-25"]
     assert chosen("1,2") == ["full", "fopru-75"]
-    assert len(chosen("paper,control")) == 33
+    assert len(chosen("paper,control")) == 37
     with pytest.raises(ConfigError, match="no row 'hivpt-50'; choose from full"):
         chosen("full,hivpt-50")
 
@@ -352,3 +352,21 @@ def test_no_value_of_any_key_is_a_traceback(tmp_path):
     assert len(texts) == 19 * len(ODD)
     assert len(said) > len(texts) / 2
     assert [each for each in said if not each.startswith(f"{path}:")] == []
+
+
+def test_positions_are_part_of_a_table_and_of_where_its_results_lie(tmp_path):
+    text = (CONFIGS / "table1.yaml").read_text()
+    packed = load_table(CONFIGS / "table1.yaml")
+    (tmp_path / "kept.yaml").write_text(
+        text.replace("layout: unpad", "positions: kept\nlayout: unpad")
+    )
+    kept = load_table(tmp_path / "kept.yaml")
+    assert (packed.positions, kept.positions) == ("packed", "kept")
+    assert all(
+        one.folder != other.folder for one, other in zip(packed.rows, kept.rows, strict=True)
+    )
+    (tmp_path / "wrong.yaml").write_text(
+        text.replace("layout: unpad", "positions: some\nlayout: unpad")
+    )
+    with pytest.raises(ConfigError, match="positions must be one of"):
+        load_table(tmp_path / "wrong.yaml")

@@ -55,7 +55,7 @@ class PrunedLlavaNextHF(PrunedLlavaHF):
         """As `pack_image_features` of the stock class."""
         n, newline = self._side, self.model.image_newline
         if picture.n_tiles == 1:
-            return merge_single(tokens, kept, n * n, newline)
+            return merge_single(tokens, kept, 1, n * n, newline)
         every_row = self.layout == "inside"
         return merge_anyres(tokens, kept, n, picture.tile_grid, picture.frame, newline, every_row)
 
