@@ -81,7 +81,6 @@ def answer(
     return replace(found, text=found.text.strip())
 
 
-@torch.inference_mode()
 def answer_batch(
     model: Any,
     tokenizer: Any,
@@ -91,7 +90,58 @@ def answer_batch(
     timed: bool = False,
     limits: Limits = Limits(),
 ) -> list[Answer]:
-    """Answer requests as one batch, greedily unless their options say otherwise.
+    """Answer requests as one batch: `prepare_batch`, then `answer_prepared`."""
+    prepared = prepare_batch(model, tokenizer, requests, template, limits=limits)
+    return answer_prepared(model, tokenizer, prepared, timed=timed)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of requests as the model takes it, on the CPU."""
+
+    requests: tuple[Request, ...]
+    given: dict[str, Any]  # arguments of `generate`: ids as `inputs`, their mask, pixels, sizes
+    others: list[torch.Tensor] | None  # prompts of the other questions, if the method wants them
+    seconds: float  # that this took
+
+
+def prepare_batch(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    template: str,
+    *,
+    limits: Limits = Limits(),
+) -> Prepared:
+    """Pixels and prompts of a batch. Reads the model's settings only: another thread may do it.
+
+    Args:
+        model: a LLaVA with a pruner attached.
+        tokenizer: as `load` gives it.
+        requests: of equal options; all of them with images or none.
+        template: one of LLaVA's conversation templates.
+        limits: how large and how thin an image may be.
+
+    Raises:
+        ValueError: if options differ, a question places another number of images than it has, or
+            an image is not fit.
+    """
+    if any(request.options != requests[0].options for request in requests):
+        raise ValueError("a batch shares its options; these requests differ in theirs")
+    begun = time.perf_counter()
+    if model.chat is None:
+        given = _by_template(model, tokenizer, requests, template, limits)
+    else:
+        given = _by_chat(model, requests, limits)
+    others = _others(model, tokenizer, requests, template)
+    return Prepared(tuple(requests), given, others, time.perf_counter() - begun)
+
+
+@torch.inference_mode()
+def answer_prepared(
+    model: Any, tokenizer: Any, prepared: Prepared, *, timed: bool = False
+) -> list[Answer]:
+    """Answer a batch, greedily unless its options say otherwise.
 
     The highest logit of every token generated must be a number: NaN or infinity in projector or
     language model raises. On a GPU that is looked at once, when the answers are there.
@@ -99,25 +149,17 @@ def answer_batch(
     Args:
         model: a LLaVA with a pruner attached.
         tokenizer: as `load` gives it.
-        requests: of equal options; all of them with images or none.
-        template: one of LLaVA's conversation templates.
+        prepared: the batch.
         timed: note the times, those of the batch. Not with beams.
-        limits: how large and how thin an image may be.
 
     Raises:
-        ValueError: if options differ, a question places another number of images than it has, an
-            image is not fit, or the model does not give numbers.
+        ValueError: if the model does not give numbers.
     """
-    if any(request.options != requests[0].options for request in requests):
-        raise ValueError("a batch shares its options; these requests differ in theirs")
+    requests = prepared.requests
     options = {"do_sample": False, **requests[0].options}
     until = options.pop("until", None) or []
     until = [until] if isinstance(until, str) else list(until)
-    begun = time.perf_counter()
-    if model.chat is None:
-        given = _by_template(model, tokenizer, requests, template, limits)
-    else:
-        given = _by_chat(model, requests, limits)
+    given = dict(prepared.given)
     ids = given.pop("inputs").to(model.device)  # pixels stay: the model casts them itself
     given["attention_mask"] = given["attention_mask"].to(model.device)
     clock, sound, start = _FirstToken(), _Sound(), time.perf_counter()
@@ -125,7 +167,7 @@ def answer_batch(
         ids,
         **given,
         pad_token_id=_pad(tokenizer),
-        questions=_others(model, tokenizer, requests, template),
+        questions=prepared.others,
         stopping_criteria=[_Stop(tokenizer, until)] if until else None,
         logits_processor=LogitsProcessorList([sound]),
         streamer=clock if timed else None,
@@ -136,7 +178,7 @@ def answer_batch(
     rows = output.tolist()
     seconds = time.perf_counter() - start
     sound.check(requests)
-    times = (start - begun, clock.seconds - start, seconds) if timed else ()
+    times = (prepared.seconds, clock.seconds - start, seconds) if timed else ()
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     counts = _image_tokens(model, [len(request.images) for request in requests])
     return [

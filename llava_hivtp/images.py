@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,15 +53,29 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name} is no readable image: {error}") from error
 
 
+_WHOLE = threading.Lock()
+_asking = 0  # how many ask for whole files now
+_before = False
+
+
 @contextmanager
 def whole_files() -> Iterator[None]:
-    """Let a file that is cut off be an error; lmms-eval has PIL fill it up with grey."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    """Let a file that is cut off be an error; lmms-eval has PIL fill it up with grey.
+
+    PIL's switch is one for all threads: it goes back when the last that asked is done.
+    """
+    global _asking, _before
+    with _WHOLE:
+        if not _asking:
+            _before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        _asking += 1
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        with _WHOLE:
+            _asking -= 1
+            if not _asking:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _before
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

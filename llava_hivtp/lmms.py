@@ -13,13 +13,15 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from llava_hivtp.ahead import made_ahead
 from llava_hivtp.zero3 import Team, join
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    from llava_hivtp.answer import Answer, Request
+    from llava_hivtp.answer import Answer, Prepared, Request
 
+_WORKERS = 2  # each prepares some 80 AnyRes images a second: eval/measured/preparation.md
 _DEFAULTS = {"max_new_tokens": 1024, "num_beams": 1}
 _SAMPLING = ("temperature", "top_p", "top_k")  # without effect, and warned of, in greedy decoding
 _CHECKPOINTS = ("image_aspect_ratio",)  # the checkpoint says it; a task's wish is not heard
@@ -64,6 +66,7 @@ class LlavaHIVTP(lmms):
         zero3: bool = False,
         conv_template: str | None = None,
         batch_size: int | str = 1,
+        workers: int | str | None = None,  # threads that read and prepare ahead; 0: none
         device: str | None = None,
         max_batch_size: int | None = None,  # of lmms-eval's automatic batch size, not offered here
         **arguments: Any,
@@ -77,6 +80,9 @@ class LlavaHIVTP(lmms):
         self.batch_size = int(batch_size)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.workers = _WORKERS if workers is None else int(workers)
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
         self.model, self.tokenizer, self.image_processor, _ = load(
             pretrained,
             build_pruner(pruner, **arguments),
@@ -118,9 +124,17 @@ class LlavaHIVTP(lmms):
         recalled = sharers.exchange(self._recall(requests))[0]
         left = [i for i in range(len(requests)) if i not in recalled]
         batches = list(self._batches(requests, left))
-        with self.progress(len(requests), len(recalled)) as bar:
-            for batch, wanted in self._in_step(batches, sharers):
-                answers = self._answer_all([self.ready(i, requests) for i in batch])
+        own = list(self._in_step(batches, sharers))
+
+        def prepare(part: tuple[list[int], bool]) -> list[tuple[list[int], Prepared]]:
+            return self._prepare_all([self.ready(i, requests) for i in part[0]])
+
+        with (
+            self.progress(len(requests), len(recalled)) as bar,
+            made_ahead(prepare, own, self.workers) as ready,
+        ):
+            for (batch, wanted), prepared in zip(own, ready, strict=True):
+                answers = self._answer_all(prepared)
                 mine = dict(zip(batch, answers, strict=True)) if wanted else {}
                 for finished in sharers.exchange(mine):
                     if self.journal is not None:
@@ -163,7 +177,7 @@ class LlavaHIVTP(lmms):
         """Answer a batch: requests of equal options, all of them with images or none."""
         from llava_hivtp.answer import answer_batch
 
-        asked = [replace(each, options=_generation(each.options)) for each in requests]
+        asked = self._asked(requests)
         return answer_batch(self.model, self.tokenizer, asked, self.conv_template, timed=timed)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -174,16 +188,33 @@ class LlavaHIVTP(lmms):
         """Refuse: the tasks of the paper have one round."""
         raise NotImplementedError("llava_hivtp answers one round; multi-round tasks need another")
 
-    def _answer_all(self, requests: list[Request]) -> list[Answer]:
-        """Answer requests of equal options; those without an image by themselves."""
+    def _prepare_all(self, requests: list[Request]) -> list[tuple[list[int], Prepared]]:
+        """Requests of equal options, and their places: those without an image by themselves."""
+        from llava_hivtp.answer import prepare_batch
+
         if self.team.count > 1 and len({bool(request.images) for request in requests}) > 1:
             raise ValueError("zero3 takes no batch with and without images: use batch_size=1")
-        answers: dict[int, Answer] = {}
+        found = []
         for seeing in (True, False):
             group = [i for i, request in enumerate(requests) if bool(request.images) == seeing]
             if group:
-                answers.update(zip(group, self.answer([requests[i] for i in group]), strict=True))
-        return [answers[i] for i in range(len(requests))]
+                asked = self._asked([requests[i] for i in group])
+                prepared = prepare_batch(self.model, self.tokenizer, asked, self.conv_template)
+                found.append((group, prepared))
+        return found
+
+    def _answer_all(self, prepared: list[tuple[list[int], Prepared]]) -> list[Answer]:
+        """The answers, in the order of the requests."""
+        from llava_hivtp.answer import answer_prepared
+
+        answers: dict[int, Answer] = {}
+        for group, batch in prepared:
+            found = answer_prepared(self.model, self.tokenizer, batch)
+            answers.update(zip(group, found, strict=True))
+        return [answers[i] for i in range(len(answers))]
+
+    def _asked(self, requests: Sequence[Request]) -> list[Request]:
+        return [replace(each, options=_generation(each.options)) for each in requests]
 
     def _recall(self, requests: Sequence[Instance]) -> dict[int, Answer]:
         if self.journal is None:

@@ -148,6 +148,7 @@ def scored(lm, drawn, monkeypatch):
             return [Answer(answer(number, gold), 1) for number, gold in golds]
 
         monkeypatch.setattr(model, "ready", lambda i, requests: requests[i])
+        monkeypatch.setattr(model, "_prepare_all", lambda batch: batch)
         monkeypatch.setattr(model, "_answer_all", respond)
         results = official.evaluate(model, loaded, None)
         samples = official.samples(results, task, model.answers)
@@ -238,7 +239,7 @@ def request(question, images=0, options=None):
 def test_requests_with_several_images_and_none_share_a_batch(lm):
     model = lm()
     mixed = [request("one", 1), request("none"), request("two", 2), request("none at all")]
-    together = model._answer_all(mixed)
+    together = model._answer_all(model._prepare_all(mixed))
     assert together == [model.answer([one])[0] for one in mixed]
     assert [answer.patches for answer in together] == [16, 0, 32, 0]
 
@@ -333,3 +334,25 @@ def test_lmms_eval_finds_the_model_by_entry_point(tiny, drawn, tmp_path):
         answers[name] = {record["doc_id"]: record["filtered_resps"] for record in records}
     assert answers["one"] == answers["two"]
     assert len(answers["one"]) == 4
+
+
+@pytest.mark.parametrize("anyres", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_threads_that_prepare_ahead_change_no_answer(lm, instances, anyres, batch_size):
+    model = lm(anyres=anyres, pruner="hivtp", layers="2+3", batch_size=batch_size)
+    asked, answers = [*instances(model, "pope", 16)], []
+    try:
+        for model.workers in (0, 1, 3):
+            model.generate_until(asked)
+            answers.append(model.answers)
+    finally:
+        model.workers = 2
+    assert answers[0] == answers[1] == answers[2]
+    assert [*answers[0]] == [*answers[1]] == [*answers[2]]
+
+
+def test_a_number_of_threads_is_whole_and_not_negative(tiny):
+    from llava_hivtp.lmms import LlavaHIVTP
+
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        LlavaHIVTP(str(tiny()), device_map="cpu", workers="-1")

@@ -88,7 +88,7 @@ def test_what_was_answered_before_an_error_is_not_asked_again(table, drawn, tmp_
             def answer(batch):
                 if len(asked) == breaks_at:
                     raise RuntimeError("CUDA out of memory")
-                asked.append([request.question for request in batch])
+                asked.append([r.question for _, part in batch for r in part.requests])
                 return answer_all(batch)
 
             worker.lm._answer_all = answer

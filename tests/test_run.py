@@ -88,6 +88,7 @@ def test_ocrbench_counts_from_zero_every_time(job, table):
         worker = load(self)
         texts = ["".join(doc) for doc in _answers(worker.folder)]
         worker.lm.ready = lambda i, requests: requests[i]
+        worker.lm._prepare_all = lambda batch: batch
         worker.lm._answer_all = lambda batch: [Answer(texts[i.args[3]], 1) for i in batch]
         return worker
 
@@ -159,6 +160,7 @@ def test_an_answer_may_hold_any_character(job, table):
 
     def odd(self):
         worker = load(self)
+        worker.lm._prepare_all = lambda batch: batch
         worker.lm._answer_all = lambda batch: [Answer(text, 3) for _ in batch]
         return worker
 
@@ -378,8 +380,8 @@ class Slow:
     def __init__(self):
         self.answered, self.model = [], SimpleNamespace(pruner=None)
 
-    def read(self, instance):
-        return instance
+    def ready(self, i, instances):
+        return instances[i]
 
     def answer(self, requests, timed):
         from llava_hivtp.answer import Answer

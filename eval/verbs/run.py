@@ -21,6 +21,7 @@ from eval.run.preflight import metrics_missing, problems
 from eval.verbs.options import Config, Data, Limit, Model, Out, Rows, Tasks, says_errors
 
 MODEL_ARGS = ("dtype", "device_map", "attn_implementation", "quantization", "conv_template")
+MODEL_ARGS += ("workers",)  # threads that read and prepare ahead
 
 
 @says_errors

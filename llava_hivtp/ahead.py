@@ -1,0 +1,52 @@
+"""Work done ahead by threads, handed out in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def made_ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
+    """`make(item)` for every item, in the order of the items, while the caller does other things.
+
+    At most `workers + 1` results wait or are in work. An error of an item comes where its result
+    would come, behind all results before it. When the block ends, however it ends, nothing is left
+    running; what was begun is finished first.
+
+    Args:
+        make: called in threads; with no workers by the caller, when a result is asked for.
+        items: taken one by one, by the caller's thread.
+        workers: threads.
+    """
+    if workers == 0:
+        yield map(make, items)
+        return
+    with ThreadPoolExecutor(workers, "ahead") as threads:
+        waiting: deque[Future[R]] = deque()
+        try:
+            yield _in_order(threads, make, iter(items), waiting, workers + 1)
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _in_order(
+    threads: ThreadPoolExecutor,
+    make: Callable[[T], R],
+    items: Iterator[T],
+    waiting: deque[Future[R]],
+    most: int,
+) -> Iterator[R]:
+    for item in items:
+        waiting.append(threads.submit(make, item))
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
