@@ -336,7 +336,11 @@ def test_limits_hold_on_the_server_not_in_the_browser_only(address, files):
     assert words in message
     assert words in posted.predict("a" * 33_000, api_name="/notes")
     with pytest.raises(Exception, match="101"):
-        posted.predict("unpad", "hivtp", 2, 101, "2", 50, [4, 5], api_name="/draw")
+        posted.predict("Is it?", True, "unpad", "hivtp", 2, 101, "2", 50, [4], api_name="/draw")
+    _, status = posted.predict(
+        "a" * 33_000, True, "unpad", "cdpruner", 2, 25, "2", 50, [4], api_name="/draw"
+    )
+    assert words in status
     with files["heavy"].open("rb") as file:
         answer = requests.post(f"{url}/gradio_api/upload", files={"files": file}, timeout=60)
     assert answer.status_code == 413
@@ -359,6 +363,18 @@ def test_a_drawing_can_be_picked_and_another_method_chosen(page):
     assert not page.locator("#layers").is_visible()
     page.locator("#keep input[type=range]").fill("1")
     wait_for_text(page, "status", "1 of 144")
+
+
+@pytest.mark.slow
+def test_a_method_that_reads_the_question_is_drawn_anew_with_it(page):
+    page.get_by_label("Method").click()
+    page.get_by_role("option", name="CDPruner").click()
+    page.locator("#keep input[type=range]").wait_for()
+    page.locator("#keep input[type=range]").fill("10")
+    wait_for_text(page, "status", "14 of 144")
+    before = picture(page, "kept")
+    question(page).fill("Is there a white ring in the image?")
+    wait_for_another(page, before)
 
 
 @pytest.mark.slow

@@ -168,9 +168,11 @@ def _connect(
         act.switch,
         controls.method,
         [controls.r, controls.k, controls.c, controls.keep, controls.layers],
-    ).then(act.draw, [question, *settings], [shown.kept, status], **QUEUE)
+    ).then(act.draw, asked, [shown.kept, status], **QUEUE)
     redrawn = [page.load, *(w.change for w in watched)]
-    gr.on(redrawn, act.draw, [question, *settings], [shown.kept, status], **QUEUE)
+    gr.on(redrawn, act.draw, asked, [shown.kept, status], **QUEUE)
+    reworded = [question.change, asking.short.change]
+    gr.on(reworded, act.follow, asked, [shown.kept, status], **QUEUE)
     rescored = [page.load, image.change, controls.layers.change]
     gr.on(rescored, act.heat, settings, heat, **QUEUE)
     gr.on(
@@ -231,18 +233,31 @@ class Actions:
         return *shown, gr.update(value=layers, visible=bool(layers))
 
     def draw(
-        self, question: str, picture: Image.Image | None, layout: str, *settings: Any
+        self,
+        question: str,
+        short: bool,
+        picture: Image.Image | None,
+        layout: str,
+        *settings: Any,
     ) -> tuple:
         """The kept tokens, and the most that these settings keep."""
         try:
-            pruner = self.shared.pruner(*settings)
-            drawing = self.shared.draw(picture, question, pruner, layout) if picture else None
+            prompt, pruner = _prompt(question, short), self.shared.pruner(*settings)
+            drawing = self.shared.draw(picture, prompt, pruner, layout) if picture else None
         except MISTAKES as error:
             return None, _complaint(error)
         total = self.shared.side**2
         most = pruner.budget(1, total)
         words = f"Keeps at most **{most} of {total}** tokens a tile ({100 * most / total:.0f} %)."
         return drawing, words
+
+    def follow(
+        self, question: str, short: bool, picture: Any, layout: str, *settings: Any
+    ) -> tuple:
+        """Draw anew if the method reads the question."""
+        if not PRUNERS[settings[0]].asks:
+            return gr.skip(), gr.skip()
+        return self.draw(question, short, picture, layout, *settings)
 
     def heat(self, picture: Image.Image | None, layout: str, *settings: Any) -> Any:
         """The heat map; what is wrong with the settings stands below them."""
@@ -272,9 +287,7 @@ class Actions:
                 raise ValueError("Upload an image or pick one first.")
             if not question.strip():
                 raise ValueError("Type a question first.")
-            check_question(question)
-            prompt = question.strip() + (f"\n{SHORT}" if short else "")
-            pruner = self.shared.pruner(*settings)
+            prompt, pruner = _prompt(question, short), self.shared.pruner(*settings)
             full, pruned = self.shared.answers(picture, prompt, pruner, layout)
         except MISTAKES as error:
             return "", "", "", "", _complaint(error), None
@@ -288,6 +301,11 @@ class Actions:
         full, pruned = any(changed[:4]), any(changed)  # the first: question, short, image, layout
         marks = [gr.update(elem_classes=["old"] if old else []) for old in (full, pruned)]
         return marks[0], marks[0], marks[1], marks[1], OLD if pruned else ""
+
+
+def _prompt(question: str, short: bool) -> str:
+    check_question(question)
+    return question.strip() + (f"\n{SHORT}" if short else "")
 
 
 def _complaint(error: Exception) -> str:

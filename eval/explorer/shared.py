@@ -57,12 +57,12 @@ class SharedModel:
         self.side = config.image_size // config.patch_size
         self.tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
 
-    def draw(self, image: Image.Image, question: str, pruner: Pruner, layout: str) -> Image.Image:
-        """The kept tokens."""
+    def draw(self, image: Image.Image, prompt: str, pruner: Pruner, layout: str) -> Image.Image:
+        """The kept tokens; a method may read the prompt."""
         with self.lock:
             self.model.pruner, self.model.layout = pruner, layout
-            prompt = prompt_ids(self.model, self.tokenizer, question)
-            kept = look(self.model, image, prompt=prompt).packed
+            ids = prompt_ids(self.model, self.tokenizer, prompt)
+            kept = look(self.model, image, prompt=ids).packed
             return _raster(draw_kept(image, kept, self.model))
 
     def heat(self, image: Image.Image, pruner: Pruner) -> Image.Image:
