@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llava_hivtp.anyres import LAYOUTS
 from llava_hivtp.limits import Limits
 from llava_hivtp.pruners import Pruner, build_pruner, for_depth, read_arguments
+from llava_hivtp.quiet import quieten
 
 if TYPE_CHECKING:
     from llava_hivtp.answer import Answer
@@ -65,12 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _answer_twice(options: argparse.Namespace) -> dict[str, tuple[Answer, list[float]]]:
     """Answer without pruning, then with it: by title, the answer and times to the first token."""
+    quieten()
     from llava_hivtp.answer import answer
     from llava_hivtp.conversation import unknown_words
     from llava_hivtp.images import open_image
-    from llava_hivtp.loading import load, quieten
+    from llava_hivtp.loading import load
 
-    quieten()
     model_path, suffix = _model(options)
     limits = Limits(options.max_side, options.max_aspect)
     pruner = build_pruner(options.pruner, **read_arguments(options.pruner_args))

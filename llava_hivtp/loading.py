@@ -32,12 +32,6 @@ _CLASSES = {
 }
 
 
-def quieten() -> None:
-    """Let transformers say nothing of how it reads weights: a command shows something else."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def load(
     path: str | Path,
     pruner: Pruner | str = "none",

@@ -281,6 +281,13 @@ def test_the_page_opens_with_an_example_answered(page):
 
 
 @pytest.mark.slow
+def test_the_command_prints_where_the_page_is_and_nothing_of_reading_weights(address):
+    url, log = address
+    said = log.read_text().split(url)[0]
+    assert said == "* Running on local URL:  "
+
+
+@pytest.mark.slow
 def test_what_a_change_makes_old_is_greyed_until_it_is_asked_again(page):
     wait_for_text(page, "pruned-cost", "TTFT")
     slider = page.locator("#k input[type=range]")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from eval.verbs.options import says_errors
+from llava_hivtp.quiet import quieten
 
 
 @says_errors
@@ -21,6 +22,7 @@ def explore(
     ] = "127.0.0.1",
 ) -> None:
     """Open a page: pick an image, ask, move the sliders, see what is kept."""
+    quieten()
     try:
         from eval.explorer.page import build_page, launch
     except ImportError as error:
@@ -29,9 +31,8 @@ def explore(
         ) from error
     from eval.explorer.shared import SharedModel
     from eval.nano import EMBEDDED
-    from llava_hivtp.loading import load, quieten
+    from llava_hivtp.loading import load
 
-    quieten()
     llava, tokenizer, _, _ = load(model or EMBEDDED)
     title = Path(model).name if model else "The embedded model"
     launch(build_page(SharedModel(llava, tokenizer), title), host, port)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from eval.verbs.options import says_errors
+from llava_hivtp.quiet import quieten
 
 
 @says_errors
@@ -40,15 +41,15 @@ def figures(
         from eval.report.pareto import make_pareto
 
         return make_pareto(table, results, model, out)
+    quieten()
     from eval.figures.make import Methods, make_figures, make_flips
     from eval.figures.questions import ImageQuestion, benchmark_questions, data_of
     from eval.nano import EMBEDDED
     from llava_hivtp.images import open_image
-    from llava_hivtp.loading import load, quieten
+    from llava_hivtp.loading import load
 
     methods = Methods(block, method or ())
     asked = [ImageQuestion(open_image(path), question) for path in images or ()]
-    quieten()
     llava, tokenizer, _, _ = load(model or EMBEDDED, layout=layout)
     if not asked:
         tiled = getattr(llava.config, "image_aspect_ratio", None) == "anyres"
