@@ -58,6 +58,10 @@ setup-vllm: $(VLLM_VENV)/ready-$(VLLM)
 $(VLLM_VENV)/ready-$(VLLM): setup.py third_party/vllm-$(VLLM).txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check -r third_party/vllm-$(VLLM).txt
+ifeq ($(VLLM),cpu)
+	# Built for CUDA: beside a CPU torch they fail whoever imports them. The engine does without.
+	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchaudio torchcodec triton
+endif
 	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	rm -f $(VLLM_VENV)/ready-*
 	touch $@
