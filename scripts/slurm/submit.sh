@@ -11,8 +11,6 @@ say() { echo "error: $*" >&2; exit 2; }
 command -v sbatch > /dev/null ||
     say "sbatch is not here: log in to a node of the cluster, or run without Slurm: bash scripts/$1.sh"
 here=$(cd "$(dirname "$0")" && pwd)
-[ -f "$here/../../configs/${1:-}.yaml" ] || { echo "usage: bash scripts/slurm/submit.sh table1 (or table2, table3), got '${1:-}'" >&2; exit 2; }
-command -v sbatch > /dev/null || { echo "no sbatch here: run it where jobs are submitted, or without Slurm: NPROC=4 bash scripts/$1.sh" >&2; exit 1; }
 export ROOT=${here%/scripts/slurm} TABLE=$1 OUT=${OUT:-results}
 mkdir -p "$OUT/logs"
 gres=${GRES:-gpu:1}
