@@ -180,7 +180,7 @@ class Watch:
 
 
 _SLOWED = "gpu=clocks_throttle_reasons.hw_slowdown,clocks_throttle_reasons.sw_thermal_slowdown"
-ALONE = 0.9  # of the passed seconds, worked: less means that others took the CPU
+ALONE = 0.95  # of the passed seconds, worked: less means that others took the CPU
 
 
 def contended(share: float, device: str) -> list[str]:

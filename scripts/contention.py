@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from eval import machine  # noqa: E402
+from eval.clock import contended  # noqa: E402
 from eval.efficiency.report import write_csv  # noqa: E402
 from eval.markdown import pipes  # noqa: E402
 from eval.nano.datasets import write  # noqa: E402
@@ -45,8 +46,8 @@ def main() -> None:
     rows = list(csv.DictReader(path.open())) if path.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
         data = write(Path(folder) / "data", "quick")
-        for number in range(options.runs):
-            for loops in (0, LOOPS):
+        for loops in (0, LOOPS):
+            for number in range(options.runs):
                 if any(r["run"] == str(number) and r["loops"] == str(loops) for r in rows):
                     continue
                 with busy(loops):
@@ -91,7 +92,6 @@ def run(data: Path, out: Path, first: bool) -> list[dict[str, str]]:
             "row": name,
             "ttft_ms": f"{timing.ttft_ms:.2f}",
             "worked_share": f"{timing.worked_share:.3f}",
-            "warnings": "; ".join(timing.warnings or ()),
         }
         for name, timing in times.items()
     ]
@@ -107,7 +107,7 @@ def report(rows: Sequence[dict[str, str]], first: bool) -> str:
         )
         shares = [float(row["worked_share"]) for row in own]
         ratios = [b / a for a, b in zip(full, pruned, strict=True)]
-        warned = {row["run"] for row in own if row["warnings"]}
+        warned = {row["run"] for row in own if contended(float(row["worked_share"]), "cpu")}
         cells.append(
             [loops, str(len(full)), str(len(warned))]
             + [f"{min(v):.2f} to {max(v):.2f}" for v in (shares, full, ratios)]
