@@ -24,6 +24,9 @@ from llava_hivtp.model import (
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.zero3 import join, spread
 
+# transformers 4 raises itself, and would leave a weight it passes over on no device.
+REPORTS_SHAPES = int(transformers.__version__.split(".")[0]) >= 5
+DAMAGED = (SafetensorError, EOFError, OSError, pickle.UnpicklingError, RuntimeError, ValueError)
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate decides
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _CLASSES = {
@@ -161,12 +164,19 @@ def _whole(cls: type, path: str | Path, **options: Any) -> Any:
     """`from_pretrained`, where a missing, misshapen or damaged weight is an error."""
     try:
         model, report = cls.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, output_loading_info=True, ignore_mismatched_sizes=REPORTS_SHAPES, **options
         )
-    except (SafetensorError, EOFError, OSError, pickle.UnpicklingError, RuntimeError) as error:
+    except DAMAGED as error:
+        if " shape " in str(error) and not REPORTS_SHAPES:
+            raise ValueError(
+                f"{path}: a weight has another shape than its config.json asks for ({error}): "
+                "fetch the checkpoint again"
+            ) from error
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise  # out of memory, say
-        if "weights_only" in str(error):  # and PyTorch advises to run what lies in the file
+        if type(error) is ValueError:
+            raise
+        if "weights_only" in _whole_story(error):  # PyTorch advises to run what lies in the file
             raise ValueError(
                 f"the weights in {path} hold more than tensors; nothing of it was run. "
                 "Do not open the file otherwise: fetch the checkpoint from its authors"
@@ -185,6 +195,15 @@ def _whole(cls: type, path: str | Path, **options: Any) -> Any:
             f"{path} lacks {len(missing)} weights, such as {missing[0]}: fetch the checkpoint again"
         )
     return model
+
+
+def _whole_story(error: BaseException | None) -> str:
+    """What an error says, and those it came from: transformers 4 hides them behind its own."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
 
 
 def _config_dict(path: str | Path) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
 
 from llava_hivtp.images import prepare_images
+from llava_hivtp.limits import Limits
 from llava_hivtp.pruners import PRUNERS, build_pruner, for_depth
+
+ANY = Limits(aspect=2000)  # thin images, too, are to equal stock LLaVA
 
 METHODS = {  # for a tower of four layers
     name: for_depth(
@@ -30,7 +33,7 @@ def prompt_ids(tokenizer, *texts):
 def embed(model, tokenizer, processor, images, *texts):
     """What the language model reads: (inputs_embeds, attention_mask)."""
     ids, mask = prompt_ids(tokenizer, *texts)
-    pixels, sizes = prepare_images(images, processor, model.config)
+    pixels, sizes = prepare_images(images, processor, model.config, ANY)
     _, _, mask, _, embeds, _ = model.prepare_inputs_labels_for_multimodal(
         ids, None, mask, None, None, pixels, sizes
     )
@@ -40,7 +43,7 @@ def embed(model, tokenizer, processor, images, *texts):
 def generate(model, tokenizer, processor, images, *texts, **kwargs):
     """Generated ids as lists, without what transformers puts around them."""
     ids, mask = prompt_ids(tokenizer, *texts)
-    pixels, sizes = prepare_images(images, processor, model.config) if images else (None, None)
+    pixels, sizes = prepare_images(images, processor, model.config, ANY) if images else (None, None)
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0} | kwargs
     out = model.generate(ids, images=pixels, image_sizes=sizes, attention_mask=mask, **settings)
     special = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}

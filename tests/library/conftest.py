@@ -9,12 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from eval.untrained.random_llava import random_llava
 from llava_hivtp import load
 
 torch.set_num_threads(1)
+
+# transformers 4 has neither the classes of the first two nor positions that go on from the last.
+BEFORE_5 = int(transformers.__version__.split(".")[0]) < 5
+collect_ignore = ["test_hf.py", "test_siglip.py", "test_positions.py"] if BEFORE_5 else []
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import transformers
 from ask import prompt_ids
 
 from llava_hivtp import attach, build_pruner
@@ -155,3 +156,13 @@ def test_a_field_changed_after_attach_is_checked_before_the_tower_runs(
 
     with pytest.raises(ValueError, match=message):
         asked(change)
+
+
+def test_kept_positions_go_with_the_version_of_transformers(loaded):
+    model = loaded("v15")[0]
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        assert attach(model, "none", positions="kept").positions == "kept"
+        attach(model, "none")
+    else:
+        with pytest.raises(ValueError, match="positions='kept' needs transformers 5"):
+            attach(model, "none", positions="kept")

@@ -180,9 +180,9 @@ def test_incomplete_checkpoints_are_refused(copy_of, break_it, error, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "llava"}, "the processor in .* cannot be read"),
+        ({"model_type": "llava"}, "the processor in .* cannot be read|needs transformers 5.18"),
         ({"model_type": "blip-2"}, "names no mm_vision_tower.*its model_type 'blip-2' is none of"),
-        ({}, "None is none of transformers' .*LlavaNextForConditionalGeneration"),
+        ({}, "None is none of transformers' .*LlavaForConditionalGeneration"),
     ],
 )
 def test_a_checkpoint_of_other_classes_says_what_is_supported(copy_of, settings, message):
@@ -208,7 +208,9 @@ def test_a_weight_of_another_shape_is_named(copy_of, file):
     end = "layers.1.mlp.fc1.bias" if file.startswith("tower") else "mm_projector.0.bias"
     name = next(name for name in load_file(folder / file) if name.endswith(end))
     reshape(folder / file, name, (3,))
-    with pytest.raises(ValueError, match=r"the weight .*\.bias has shape \(3,\), .*asks for"):
+    named = r"the weight .*\.bias has shape \(3,\), .*asks for"
+    on_4 = r"a weight has another shape than .*config.json asks for.*\n?.*\[3\].*bias|bias.*\[3\]"
+    with pytest.raises(ValueError, match=f"{named}|{on_4}"):
         load(folder, device_map="cpu")
 
 
