@@ -90,8 +90,7 @@ def merge_anyres(
     order = key.argsort(stable=True)[: patches + newlines]
     place = _with_the_one_in_front(place[order])
     tokens = tokens[order.clamp(max=len(kept)).to(tokens.device, non_blocking=True)]
-    total = n * n + high * wide
-    span = n * n + high * length
+    total, span = (n * n + high * each for each in (wide, length))
     return PackedImage(tokens, kept, patches, newlines, total, place, span)
 
 

@@ -60,8 +60,7 @@ def load(
         layout: how AnyRes tiles are put together, see `attach`.
         positions: of what stays, "packed" or "kept", see `attach`.
         dtype: of the weights; default float16 on a GPU, float32 on a CPU.
-        device_map: a device, "auto" or a map as accelerate takes it; default the GPU if there is
-            one.
+        device_map: a device, "auto" or accelerate's map; default the GPU if there is one.
         attn_implementation: "sdpa", "eager" or "flash_attention_2", for the language model.
         quantization: "8bit" or "4bit" (bitsandbytes), or None.
         zero3: spread the weights over the processes that torchrun started (DeepSpeed). All of
@@ -78,8 +77,6 @@ def load(
         ImportError: if an optional package is asked for and absent.
         ValueError: if checkpoint, pruner or layout are not supported.
     """
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"path must be a folder or a hub id, got {path!r}")
     settings = _config_dict(path)
     cls = _class_of(settings, path)
     _check_complete(Path(path))
@@ -91,6 +88,23 @@ def load(
     if zero3:
         _check_zero3(official, device_map, quantization)
         join()
+    options = _options(dtype, device_map, attn_implementation, quantization, zero3)
+    read = _load_official if official else _load_transformers
+    model, tokenizer, processor, length = read(cls, path, pruner, options)
+    attach(model.eval(), pruner, layout, positions)
+    if zero3:
+        spread(model)
+    return model, tokenizer, processor, length
+
+
+def _options(
+    dtype: torch.dtype | str | None,
+    device_map: str | dict | None,
+    attention: str,
+    quantization: str | None,
+    zero3: bool,
+) -> dict[str, Any]:
+    """What `from_pretrained` is told of dtype, place, attention and quantization."""
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(dtype, device_map)
     if zero3:
@@ -98,15 +112,10 @@ def load(
     if isinstance(device_map, (str, torch.device)) and device_map not in PLACEMENTS:
         device_map = {"": _device(device_map)}
     options = {"torch_dtype": dtype, "low_cpu_mem_usage": True, "device_map": device_map}
-    options["attn_implementation"] = _attention(attn_implementation)
+    options["attn_implementation"] = _attention(attention)
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization, dtype)
-    read = _load_official if official else _load_transformers
-    model, tokenizer, processor, length = read(cls, path, pruner, options)
-    attach(model.eval(), pruner, layout, positions)
-    if zero3:
-        spread(model)
-    return model, tokenizer, processor, length
+    return options
 
 
 def _load_official(
@@ -207,6 +216,8 @@ def _whole_story(error: BaseException | None) -> str:
 
 
 def _config_dict(path: str | Path) -> dict[str, Any]:
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be a folder or a hub id, got {path!r}")
     here = os.path.isdir(path)  # False where a name is too long, which pathlib raises on
     if here and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no config.json: it is no LLaVA checkpoint")
