@@ -395,10 +395,10 @@ def test_bad_files_get_a_message_and_leave_the_page_working(page, files):
     ):
         upload(page, files[name])
         wait_for_text(page, "message", words)
-    upload(page, files["heavy"])
-    page.get_by_text("exceed the maximum").first.wait_for()
     question(page).fill(" ")
     page.locator("#ask").click()
     wait_for_text(page, "message", "Type a question first")
+    upload(page, files["heavy"])
+    page.get_by_text("exceed the maximum").first.wait_for()
     upload(page, files["good"])
     wait_for_text(page, "notes", "the middle 60 x 60 of 90 x 60 pixels")

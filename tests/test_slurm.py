@@ -165,8 +165,8 @@ def test_an_array_survives_a_kill_and_its_table_is_that_of_one_run(slurm, table,
     assert _jobs(slurm)[merge] == ("PENDING", 0)  # the table waits for the requeued jobs
     _hurry(slurm)
     wait_for(lambda: _jobs(slurm)[merge][0] in ENDED)
-    states = {state for state, _ in _jobs(slurm).values()}
-    assert states == {"COMPLETED"}, [p.read_text()[-2000:] for p in (out / "logs").iterdir()]
+    ended = {state for state, _ in _jobs(slurm).values()}
+    assert ended == {"COMPLETED"}, [p.read_text()[-2000:] for p in (out / "logs").iterdir()]
 
     assert states(config, out, limit=30) == ["done"] * 4
     written = (out / "tiny.md").read_text()
