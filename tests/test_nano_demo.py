@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from eval.benchmarks.records import BENCHMARKS
+from eval.nano.demo import PARTS
 from eval.results import stats
 from eval.results.means import difference, mean, relative
 from eval.results.records import Sample
+from llava_hivtp import PRUNERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,3 +123,10 @@ def test_the_demo_makes_three_tables_a_plot_and_a_summary(tmp_path):
     assert quarter.startswith("25 % of the tokens: HIVTP")
     assert first.startswith("first token: ")
     assert Path(path.split(" (")[0]).is_file()
+
+
+def test_every_method_has_a_row_at_every_block_of_the_first_table():
+    table = PARTS[0].table()
+    for block in {row.block for row in table.rows if row.pruner != "none"}:
+        found = {row.pruner for row in table.rows if row.block == block}
+        assert found == set(PRUNERS) - {"none"}, block
