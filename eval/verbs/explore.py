@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from eval.verbs.options import says_errors
-from llava_hivtp.quiet import quieten
 
 
 @says_errors
@@ -22,6 +21,8 @@ def explore(
     ] = "127.0.0.1",
 ) -> None:
     """Open a page: pick an image, ask, move the sliders, see what is kept."""
+    from llava_hivtp.quiet import quieten
+
     quieten()
     try:
         from eval.explorer.page import build_page, launch
