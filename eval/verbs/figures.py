@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from eval.verbs.options import says_errors
-from llava_hivtp.quiet import quieten
 
 
 @says_errors
@@ -41,6 +40,8 @@ def figures(
         from eval.report.pareto import make_pareto
 
         return make_pareto(table, results, model, out)
+    from llava_hivtp.quiet import quieten
+
     quieten()
     from eval.figures.make import Methods, make_figures, make_flips
     from eval.figures.questions import ImageQuestion, benchmark_questions, data_of
