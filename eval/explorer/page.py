@@ -187,7 +187,7 @@ def _connect(
         act.reply,
         asked,
         [*shown.answers, asking.message, answered],
-        **(QUEUE | {"trigger_mode": "once"}),
+        **QUEUE,  # asked while the opening example is answered: it comes next
     )
     changed = [w.change for w in (*asked, answered)]
     gr.on(changed, act.mark, [answered, *asked], [*shown.answers, shown.age], **QUICK)
