@@ -118,10 +118,12 @@ def test_the_demo_makes_three_tables_a_plot_and_a_summary(tmp_path):
         assert text.startswith("This is the embedded model")
         assert "HIVTP" in text
     assert (made / "pareto.png").stat().st_size > 10_000
-    *_, full, quarter, first, path = done.stdout.strip().splitlines()
-    assert re.match(r"unpruned: [\d.]+ ± [\d.]+ of 100, mean of 8 benchmarks \(blind ", full)
-    assert quarter.startswith("25 % of the tokens: HIVTP")
-    assert first.startswith("first token: ")
+    lines = done.stdout.strip().splitlines()  # a busy machine adds warnings to the times
+    # Four questions a set are too few for an interval.
+    full = r"unpruned: [\d.]+ of 100, mean of 8 benchmarks \(blind "
+    for start in (full, r"25 % of the tokens: HIVTP", r"first token: "):
+        assert any(re.match(start, line) for line in lines), start
+    path = lines[-1]
     assert Path(path.split(" (")[0]).is_file()
 
 
