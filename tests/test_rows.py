@@ -370,3 +370,15 @@ def test_positions_are_part_of_a_table_and_of_where_its_results_lie(tmp_path):
     )
     with pytest.raises(ConfigError, match="positions must be one of"):
         load_table(tmp_path / "wrong.yaml")
+
+
+def test_the_readme_says_how_much_the_first_table_runs():
+    shown, readme = table("table1"), " ".join((ROOT / "README.md").read_text().split())
+    units = len(shown.rows) * len(shown.tasks)
+    assert f"runs all {len(shown.rows)} rows" in readme
+    assert f"{units} units" in readme
+
+
+def test_the_readme_activates_the_environment_before_it_calls_python():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.index("source .venv/bin/activate") < readme.index("python -m eval")

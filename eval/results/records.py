@@ -120,11 +120,7 @@ def has_samples(path: Path, result: Result) -> bool:
     Raises:
         RecordError: if they are other ones than those the result was stored with.
     """
-    data = _sample_bytes(path)
-    if data is None or data.count(b"\n") != result.requests:
-        return False
-    _check_samples(path, result, data)
-    return True
+    return _sample_bytes(path, result) is not None
 
 
 def read_samples(path: Path, result: Result) -> list[Sample] | None:
@@ -133,10 +129,9 @@ def read_samples(path: Path, result: Result) -> list[Sample] | None:
     Raises:
         RecordError: if they are other ones than those the result was stored with.
     """
-    data = _sample_bytes(path)
-    if data is None or data.count(b"\n") != result.requests:
+    data = _sample_bytes(path, result)
+    if data is None:
         return None
-    _check_samples(path, result, data)
     file = store.beside(path, "samples.jsonl")
     try:  # one parse, not one per line
         lines = json.loads(b"[" + b",".join(data.splitlines()) + b"]")
@@ -202,19 +197,20 @@ def _read(path: Path, cls: type[T]) -> T | None:
     return typed(cls, data, path)
 
 
-def _sample_bytes(path: Path) -> bytes | None:
+def _sample_bytes(path: Path, result: Result) -> bytes | None:
+    """The file of a result's samples, None if it is absent or lacks lines."""
+    file = store.beside(path, "samples.jsonl")
     try:
-        return store.beside(path, "samples.jsonl").read_bytes()
+        data = file.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _check_samples(path: Path, result: Result, data: bytes) -> None:
+    if data.count(b"\n") != result.requests:
+        return None
     if result.samples not in (None, hashlib.sha256(data).hexdigest()):
-        file = store.beside(path, "samples.jsonl")
         raise RecordError(
             f"{file} is not what {path.name} was stored with: remove both, or choose another --out"
         )
+    return data
 
 
 def _line(sample: Sample) -> str:
