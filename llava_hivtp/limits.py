@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 LEAST = 4  # pixels a side is stretched to; below, processors take it for the colour channels
 
@@ -25,6 +26,11 @@ class Limits:
         if not number or not self.aspect >= 1:
             raise ValueError(f"aspect must be a number from 1, got {self.aspect!r}")
 
+    @classmethod
+    def read(cls, side: int | str, aspect: float | str) -> Limits:
+        """Limits whose numbers may be spelled as text: 16384, "16384", "2.5"."""
+        return cls(_number(side, int), _number(aspect, float))
+
     def check(self, size: tuple[int, int], name: str) -> None:
         """Raise a ValueError naming the image and the limit it breaks."""
         long, short = max(size), min(size)
@@ -37,3 +43,11 @@ class Limits:
             raise ValueError(
                 f"{shape}; one side may be {self.aspect:g} times the other (Limits.aspect)"
             )
+
+
+def _number(value: Any, kind: type) -> Any:
+    """The number that a text spells; any other text as it is, for `Limits` to refuse."""
+    try:
+        return kind(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

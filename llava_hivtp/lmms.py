@@ -14,6 +14,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from llava_hivtp.ahead import made_ahead
+from llava_hivtp.limits import Limits
 from llava_hivtp.zero3 import Team, join
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class LlavaHIVTP(lmms):
         conv_template: str | None = None,
         batch_size: int | str = 1,
         workers: int | str | None = None,  # threads that read and prepare ahead; 0: none
+        max_side: int | str = Limits.side,  # larger or thinner images fail their question
+        max_aspect: float | str = Limits.aspect,
         device: str | None = None,
         max_batch_size: int | None = None,  # of lmms-eval's automatic batch size, not offered here
         **arguments: Any,
@@ -83,6 +86,7 @@ class LlavaHIVTP(lmms):
         self.workers = _WORKERS if workers is None else int(workers)
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
+        self.limits = Limits.read(max_side, max_aspect)
         self.model, self.tokenizer, self.image_processor, _ = load(
             pretrained,
             build_pruner(pruner, **arguments),
@@ -178,7 +182,9 @@ class LlavaHIVTP(lmms):
         from llava_hivtp.answer import answer_batch
 
         asked = self._asked(requests)
-        return answer_batch(self.model, self.tokenizer, asked, self.conv_template, timed=timed)
+        return answer_batch(
+            self.model, self.tokenizer, asked, self.conv_template, timed=timed, limits=self.limits
+        )
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refuse: the tasks of the paper all generate."""
@@ -199,7 +205,9 @@ class LlavaHIVTP(lmms):
             group = [i for i, request in enumerate(requests) if bool(request.images) == seeing]
             if group:
                 asked = self._asked([requests[i] for i in group])
-                prepared = prepare_batch(self.model, self.tokenizer, asked, self.conv_template)
+                prepared = prepare_batch(
+                    self.model, self.tokenizer, asked, self.conv_template, limits=self.limits
+                )
                 found.append((group, prepared))
         return found
 

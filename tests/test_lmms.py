@@ -356,3 +356,21 @@ def test_a_number_of_threads_is_whole_and_not_negative(tiny):
 
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         LlavaHIVTP(str(tiny()), device_map="cpu", workers="-1")
+
+
+def test_how_large_an_image_may_be_is_a_setting(tiny):
+    from llava_hivtp.answer import Request
+    from llava_hivtp.lmms import LlavaHIVTP
+
+    lm = LlavaHIVTP(str(tiny()), device_map="cpu", max_side="300", max_aspect="2.5")
+    for size, said in (((301, 300), "at most 300 a side"), ((300, 100), "may be 2.5 times")):
+        request = Request("What?\n", {}, (Image.new("RGB", size),))
+        with pytest.raises(ValueError, match=said):
+            lm.answer([request])
+        with pytest.raises(ValueError, match=said):
+            lm._prepare_all([request])
+    for wrong in ({"max_side": "wide"}, {"max_aspect": "thin"}, {"max_side": "1.5"}):
+        ((name, value),) = wrong.items()
+        said = f"{name.removeprefix('max_')} must be .*number from 1, got '{value}'"
+        with pytest.raises(ValueError, match=said):
+            LlavaHIVTP(str(tiny()), device_map="cpu", **wrong)

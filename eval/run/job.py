@@ -56,7 +56,12 @@ class Job:
 
         Raises:
             ValueError: for what would fail later, before any weights are read.
+            Stopped: on a signal; the files are such that the next run goes on from there.
         """
+        with _signals():
+            return self._run()
+
+    def _run(self) -> int:
         units = self.shelf.units
         states = [(unit, self._sound(unit)) for unit in units]
         left = [unit for unit, state in states if self._left(state)]
@@ -64,7 +69,7 @@ class Job:
         if left:
             preflight.check(self.shelf, left, self.data, self.arguments)
             left.sort(key=lambda unit: store.beside(unit.path, "failed.json").exists())  # last
-            with own_rank(bool(self.arguments.get("zero3"))) as rank, _signals():
+            with own_rank(bool(self.arguments.get("zero3"))) as rank:
                 if rank.team and rank.index:
                     logger.setLevel(logging.WARNING)
                 worker = self._load()

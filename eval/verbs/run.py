@@ -22,6 +22,7 @@ from eval.verbs.options import Config, Data, Limit, Model, Out, Rows, Tasks, say
 
 MODEL_ARGS = ("dtype", "device_map", "attn_implementation", "quantization", "conv_template")
 MODEL_ARGS += ("workers",)  # threads that read and prepare ahead
+MODEL_ARGS += ("max_side", "max_aspect")  # of an image
 
 
 @says_errors

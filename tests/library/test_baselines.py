@@ -11,7 +11,7 @@ import pytest
 import torch
 from features import cast, random_features, with_attention
 
-from llava_hivtp.pruners import build_pruner
+from llava_hivtp.pruners import PRUNERS, build_pruner
 from llava_hivtp.vision import VisionFeatures
 
 N, n = 36, 6
@@ -458,6 +458,20 @@ def test_prumerge_plus_without_outliers_spreads_all_centres_evenly() -> None:
 
 
 # ---------------------------------------------------------------- worked examples
+
+
+def test_prumerge_plus_keeps_its_budget_where_the_release_counts_patches_twice() -> None:
+    """With a fixed ratio r the release takes the top floor(r N) and every 1/r-th patch."""
+    features = random_features(1, seed=3)
+    for keep in (0.25, 0.5):
+        kept = build_pruner("prumerge_plus", keep=keep).select(features)
+        count = features.n_patches
+        attended = top(prumerge_attention(features, 0)[0], int(keep * count))
+        grid = list(range(0, count, int(1 / keep)))
+        assert len(kept) == int(keep * count) < len(attended) + len(grid)
+        assert set(attended) & set(grid)  # those it would take twice
+    assert not build_pruner("prumerge_plus").adaptive  # the release's default is the adaptive form
+    assert "That is a rule of ours" in " ".join(PRUNERS["prumerge_plus"].__doc__.split())
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,25 @@ def test_the_method_that_asks_runs_as_printed():
     assert len(kept) == 3 * 36
     other = replace(features, question=-features.question)
     assert not torch.equal(kept.patch, names["MostAsked"](keep=0.25).select(other).patch)
+
+
+def test_it_opens_with_what_was_shown_and_what_was_not():
+    readme = (ROOT / "README.md").read_text()
+    first, second = readme.index("\n## Use"), readme.index("\n## Where the time goes")
+    for headline in ("make demo", "to the bit", "real weights | **not yet**", "GPU | **not yet**"):
+        assert 0 < readme.index(headline) < first
+    assert readme.index("\n## Add a method") > second
+    tables = [line for line in readme[second:].split("\n## ")[1].splitlines() if "|" in line]
+    assert not tables  # long measurements stand in eval/measured
+    assert "\npip install" not in readme[:first]  # tables and figures need the checkout
+
+
+def test_layouts_say_where_the_authors_codes_agree():
+    readme = (ROOT / "README.md").read_text()
+    (row,) = [line for line in readme.splitlines() if line.startswith("| AnyRes layout")]
+    assert "no newlines, as VisionZip, VisPruner and HiPrune" in row
+    assert "HiRED unpads without newlines" in row
+    for name in ("visionzip", "vispruner", "hiprune", "hired"):
+        said = " ".join(PRUNERS[name].__doc__.split())
+        assert ("layout `mosaic`" in said) == (name != "hired"), name
+    assert "no layout here is the same" in " ".join(PRUNERS["hired"].__doc__.split())
