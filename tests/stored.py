@@ -52,7 +52,7 @@ def store_result(
         protocol={**PROTOCOL, **(protocol or {})},
         provenance={**PROVENANCE, **(provenance or {})},
         seconds=1.0,
-        source=Code().of(row),
+        source=Code().of(row, "llava_hivtp.model"),
         samples=records.write_samples(path, samples),
     )
     records.write_result(path, result)
@@ -78,6 +78,6 @@ def store_timing(
         samples=[],
         protocol={**PROTOCOL, "batch": 1, **(protocol or {})},
         provenance={**PROVENANCE, "device": device},
-        source=Code().of(row),
+        source=Code().of(row, "llava_hivtp.model"),
     )
     records.write_timing(unit_path(out, table.model, row, task), timing)

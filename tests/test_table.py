@@ -482,8 +482,8 @@ def other_code(of):
     """`Code.of` as it would be after an edit of one module."""
     known = Code.of
 
-    def changed(self, row):
-        return {**known(self, row), of: "0" * 16}
+    def changed(self, row, model):
+        return {**known(self, row, model), of: "0" * 16}
 
     return changed
 
@@ -603,6 +603,10 @@ def test_words_void_nothing_code_does_and_the_reason_is_named(tmp_path):
     with (library / "cli.py").open("a") as file:
         file.write("\nMORE = 1\n")
     (library / "pruners" / "new.py").write_text("NEW = 1\n")
+    with (library / "families" / "hf_llava.py").open("a") as file:  # not what prunes this model
+        file.write("\nMORE = 1\n")
+    known = library / "families" / "known.py"
+    known.write_text(known.read_text().replace("FAMILIES = {", 'FAMILIES = {"New": "new:New",'))
     assert "10 units, 10 done" in status()
 
     with (library / "pruners" / "hivtp.py").open("a") as file:

@@ -129,7 +129,7 @@ class Shelf:
             return None
         if row.absent:
             return row.absent
-        change = sources.changed(self.code.of(row), record.source)
+        change = self.code.changed(row, record.source)
         if change is None and self.checkpoint not in (None, _checkpoint(record.protocol)):
             return "the checkpoint changed"
         return change

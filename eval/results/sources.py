@@ -1,8 +1,9 @@
 """The code an answer passes through, file by file, as digests that a comment does not change.
 
-Every answer passes through the lmms-eval plug-in and what that imports of the library; a row's
-also through its method's own module, what that imports, and its settings as they were built. The
-command line, the pages and the other methods are no part of it.
+Every answer passes through the lmms-eval plug-in, the module that prunes the model, and what these
+import of the library; a row's also through its method's own module, what that imports, and its
+settings as they were built. The command line, the pages, other methods and other families of models
+are no part of it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from eval.plan.table import Row
 
 LIBRARY = "llava_hivtp"
 EVERY = f"{LIBRARY}.lmms"  # the door all answers come through
-LISTS = {LIBRARY, f"{LIBRARY}.pruners"}  # name the parts; a new entry changes no answer
-SETTINGS = "settings"
+# They name the parts; a new entry changes no answer.
+LISTS = {LIBRARY, f"{LIBRARY}.pruners", f"{LIBRARY}.families.known"}
+SETTINGS, MODEL = "settings", "model"
 
-Sources = dict[str, str]  # module -> digest of its code; SETTINGS -> the method as built
+# module -> digest of its code; SETTINGS -> the method as built; MODEL -> the model's module
+Sources = dict[str, str]
 
 
 class Code:
@@ -30,27 +33,30 @@ class Code:
 
     def __init__(self) -> None:
         """Read nothing yet."""
-        self._rows: dict[tuple[str, str], Sources] = {}
+        self._rows: dict[tuple[str, str, str], Sources] = {}
 
-    def of(self, row: Row) -> Sources:
-        """What the answers of a row depend on."""
-        key = row.pruner, row.spelled
+    def of(self, row: Row, model: str) -> Sources:
+        """What the answers of a row depend on; `model` is the module that prunes the model."""
+        key = row.pruner, row.spelled, model
         if key not in self._rows:
-            self._rows[key] = self._of(row)
+            self._rows[key] = self._of(row, model)
         return self._rows[key]
 
-    def _of(self, row: Row) -> Sources:
+    def _of(self, row: Row, model: str) -> Sources:
         pruner = row.build()
         own = [cls.__module__ for cls in type(pruner).__mro__ if cls is not object]
-        modules = _closure([EVERY, *own])
+        modules = _closure([EVERY, model, *own])
         found = {_label(name, file): _digest(file) for name, file in sorted(modules.items())}
-        return found | {SETTINGS: repr(pruner)}
+        return found | {SETTINGS: repr(pruner), MODEL: model}
+
+    def changed(self, row: Row, then: Sources | str | None) -> str | None:
+        """What is another thing than when a result was stored, as in `... changed since`."""
+        if not isinstance(then, dict) or MODEL not in then:
+            return "the way code is compared changed"
+        return _difference(self.of(row, then[MODEL]), then)
 
 
-def changed(now: Sources, then: Sources | str | None) -> str | None:
-    """What is another thing than when a result was stored, as in `... changed since`."""
-    if not isinstance(then, dict):
-        return "the way code is compared changed"
+def _difference(now: Sources, then: Sources) -> str | None:
     names = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if not names:
         return None

@@ -17,6 +17,7 @@ from eval.plan.units import Unit
 from eval.results import records, store
 from eval.results.records import Result, Sample, Timing, Tokens
 from eval.results.shelf import Shelf
+from eval.results.sources import Sources
 from eval.run import harness as official
 from eval.run import timing
 from eval.run.journal import Journal
@@ -114,10 +115,15 @@ class Worker:
         }
         found = []
         for place, unit in enumerate(units):
-            code, numbers = self.code.of(unit.row), measured[place]
+            code, numbers = self._sources(unit), measured[place]
             found.append(Timing(**numbers, protocol=protocol, provenance=provenance(), source=code))
             records.write_timing(unit.path, found[-1])
         return found
+
+    def _sources(self, unit: Unit) -> Sources:
+        from llava_hivtp.families import family_of
+
+        return self.code.of(unit.row, family_of(type(self.lm.model)).__module__)
 
     def _take(self, unit: Unit) -> None:
         self.lm.model.pruner = unit.row.build()
@@ -141,7 +147,7 @@ class Worker:
 
     def _identity(self, unit: Unit, protocol: dict[str, Any]) -> str:
         """All that shapes the unit's answers and is equal between its requests."""
-        source = self.code.of(unit.row)
+        source = self._sources(unit)
         return text_digest(repr((protocol, unit.row.pruner, unit.row.arguments, source)))
 
     def _result(
@@ -173,7 +179,7 @@ class Worker:
             protocol=protocol,
             provenance=provenance(),
             seconds=0.0,
-            source=self.code.of(unit.row),
+            source=self._sources(unit),
         )
 
 

@@ -6,15 +6,8 @@ import importlib
 from typing import Any
 
 from llava_hivtp.families.base import Pruned, check_layout, check_positions, fitting
+from llava_hivtp.families.known import FAMILIES
 from llava_hivtp.pruners import Pruner
-
-# A stock class, or a base of it -> the mixin that prunes it; imported when such a model comes.
-FAMILIES = {
-    "LlavaMetaForCausalLM": "llava_hivtp.model:PrunedLlava",  # official LLaVA
-    "LlavaForConditionalGeneration": "llava_hivtp.families.hf_llava:PrunedLlavaHF",
-    "LlavaNextForConditionalGeneration": "llava_hivtp.families.hf_llava_next:PrunedLlavaNextHF",
-    "LlavaOnevisionForConditionalGeneration": "llava_hivtp.families.hf_onevision:PrunedOnevisionHF",
-}
 
 
 def attach(

@@ -1,0 +1,11 @@
+"""Which file prunes which class of models: a family is added here."""
+
+from __future__ import annotations
+
+# A stock class, or a base of it -> the mixin that prunes it; imported when such a model comes.
+FAMILIES = {
+    "LlavaMetaForCausalLM": "llava_hivtp.model:PrunedLlava",  # official LLaVA
+    "LlavaForConditionalGeneration": "llava_hivtp.families.hf_llava:PrunedLlavaHF",
+    "LlavaNextForConditionalGeneration": "llava_hivtp.families.hf_llava_next:PrunedLlavaNextHF",
+    "LlavaOnevisionForConditionalGeneration": "llava_hivtp.families.hf_onevision:PrunedOnevisionHF",
+}
