@@ -527,7 +527,9 @@ def test_the_unpruned_row_is_no_baseline_once_it_is_stale(small, tmp_path, monke
     assert set(before.paired) == {"pope", "gqa", "mean"}
     known, changed = Code.of, other_code("llava_hivtp.pruners.base")
     monkeypatch.setattr(
-        Code, "of", lambda self, row: (changed if row.id == "full" else known)(self, row)
+        Code,
+        "of",
+        lambda self, row, model: (changed if row.id == "full" else known)(self, row, model),
     )
     (after,) = collect(small, select_rows(small, "hivtp"), tmp_path).rows
     assert before.values.pop("relative") < 100
