@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from llava_hivtp.conversation import build_prompt, template_name
-from llava_hivtp.loading import load
+from llava_hivtp.loading import TRAINED_WITH, load
 
 IMAGE = "<image>"  # the placeholder, a token that official checkpoints do not have
 _RENAMED = {
@@ -104,6 +104,8 @@ def _config(model: Any, image_token: int, anyres: bool) -> Any:
         "projector_hidden_act": "gelu",
         "tie_word_embeddings": official.tie_word_embeddings,
     }
+    if hasattr(official, TRAINED_WITH):
+        options[TRAINED_WITH] = getattr(official, TRAINED_WITH)
     if not anyres:
         return LlavaConfig(**options)
     return LlavaNextConfig(**options, image_grid_pinpoints=_pinpoints(official))

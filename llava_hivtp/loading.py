@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -24,11 +25,14 @@ from llava_hivtp.model import (
 from llava_hivtp.pruners import Pruner, build_pruner
 from llava_hivtp.zero3 import join, spread
 
+logger = logging.getLogger(__name__)
+
 # transformers 4 raises itself, and would leave a weight it passes over on no device.
 REPORTS_SHAPES = int(transformers.__version__.split(".")[0]) >= 5
 DAMAGED = (SafetensorError, EOFError, OSError, pickle.UnpicklingError, RuntimeError, ValueError)
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate decides
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+TRAINED_WITH = "trained_with"  # in a config.json: the method a checkpoint was tuned under
 _CLASSES = {
     "LlavaLlamaForCausalLM": PrunedLlavaLlamaForCausalLM,
     "LlavaMistralForCausalLM": PrunedLlavaMistralForCausalLM,
@@ -48,6 +52,8 @@ def load(
     zero3: bool = False,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA-v1.5 or LLaVA-NeXT checkpoint, official or transformers', with a pruner.
+
+    If it was tuned under another method than this one, that is said in the log.
 
     Several threads may use one model: `generate` lets them in one after another, and
     `model.kept` is each thread's own. Hold `model.lock` to swap `model.pruner` and ask.
@@ -82,6 +88,7 @@ def load(
     _check_complete(Path(path))
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_pruner(pruner)
+    _propose(path, settings, pruner)
     check_layout(layout, family_of(cls).layouts)
     check_positions(positions)
     official = issubclass(cls, PrunedLlava)
@@ -125,7 +132,7 @@ def _load_official(
     config = cls.config_class.from_pretrained(
         path, attn_implementation=options["attn_implementation"]
     )
-    config.mm_vision_tower = _tower_path(path, config.mm_vision_tower)
+    config.mm_vision_tower = local_tower(path, config.mm_vision_tower)
     processor = _image_processor(config.mm_vision_tower)
     tokenizer = _tokenizer(path, cls)
     model = _whole(cls, path, config=config, **options)
@@ -157,6 +164,20 @@ def _load_transformers(
     model.chat = processor
     length = getattr(config.get_text_config(), "max_position_embeddings", 2048)
     return model, processor.tokenizer, processor, length
+
+
+def _propose(path: str | Path, settings: dict[str, Any], pruner: Pruner) -> None:
+    """Say with which method a checkpoint was tuned, unless it is the one in use."""
+    if (tuned := settings.get(TRAINED_WITH)) is None:
+        return
+    try:
+        proposed = [build_pruner(tuned["pruner"], **each) for each in tuned["arguments"]]
+    except (KeyError, TypeError, ValueError) as error:  # a method of the user's may not be here
+        logger.warning("%s was tuned under a method that cannot be built here: %s", path, error)
+        return
+    if pruner not in proposed:
+        names = " or ".join(map(str, proposed))
+        logger.warning("%s was tuned under %s; it runs under %s", path, names, pruner)
 
 
 def _check_zero3(official: bool, device_map: Any, quantization: str | None) -> None:
@@ -360,7 +381,8 @@ def _quantization(name: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _tower_path(path: str | Path, tower: str) -> str:
+def local_tower(path: str | Path, tower: str) -> str:
+    """The vision tower inside the checkpoint's folder, if it is there."""
     inside = Path(path) / tower
     return str(inside) if inside.is_dir() else tower
 

@@ -1,4 +1,4 @@
-"""`python -m eval.nano`: draw the data, train the model, run the demo."""
+"""`python -m eval.nano`: draw the data, train and tune the model, run the demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +64,23 @@ def convert(
     if not (CHECKPOINTS / variant).is_dir():
         raise typer.BadParameter(f"choose nodrop, v15 or anyres, got {variant}")
     typer.echo(to_transformers(CHECKPOINTS / variant, out / variant))
+
+
+@app.command()
+def tune(
+    out: Annotated[Path, typer.Option(help="data, trainings, results")] = Path("results/nano/tune"),
+    trainer: Annotated[
+        Path, typer.Option(help="the Python of transformers 4.37.2, which LLaVA's trainer needs")
+    ] = Path(".venv-4.37.2/bin/python"),
+    pictures: Annotated[int, typer.Option(min=1, help="to train on")] = 10_000,
+    size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",
+) -> None:
+    """Tune under HIVTP, and compare before and after; the same command goes on after a stop."""
+    from eval.nano.tuning import Tuning, run_tuning
+
+    if not trainer.is_file():
+        raise typer.BadParameter(f"no {trainer}: make setup TRANSFORMERS=4.37.2")
+    typer.echo(run_tuning(Tuning(out, trainer, pictures, size=size)))
 
 
 @app.command()

@@ -197,7 +197,9 @@ class Pruned(nn.Module):
             counts = [picture.n_tiles for picture in group]
             checks.append(_start_check(every, counts, len(chosen)))
             try:
-                each = select_each(pruner, every, group, self.layout == "inside")
+                with torch.autocast(every.tokens.device.type, enabled=False):
+                    # A trainer in bfloat16 would have scores in bfloat16, too.
+                    each = select_each(pruner, every, group, self.layout == "inside")
                 check_budget(pruner, each, counts, every.n_patches, len(chosen))
                 chosen += each
             except Exception:
