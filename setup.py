@@ -26,6 +26,7 @@ setup(
         + ["aiohttp", "loguru", "openpyxl", "pytablewriter", "pytz", "tenacity"],
         "flash": ["flash-attn"],
         "deepspeed": ["deepspeed==0.19.8"],
+        "train": ["transformers==4.37.2", "peft==0.12.0"],
         # The plug-in is made for this release: vLLM's model classes change with every one.
         "serve": ["vllm==0.32.0"],
         "demo": ["gradio==6.31.0", "matplotlib", "scipy", "pyarrow", "typer"],

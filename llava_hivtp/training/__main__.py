@@ -27,9 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pruners = [build_pruner(own.pruner, **read_arguments(each)) for each in own.pruner_args]
         rest += _from_checkpoint(own)
+        from transformers import set_seed
+
         from llava_hivtp.training.trainer import train
 
-        sys.argv[1:] = ["--model_name_or_path", own.model_name_or_path, *rest]
+        sys.argv[1:] = ["--model_name_or_path", own.model_name_or_path, "--seed", str(own.seed)]
+        sys.argv += rest
+        set_seed(own.seed)  # the trainer does so behind LoRA's first weights
         train(own.pruner, pruners, own.attn_implementation)
     except (FileNotFoundError, ImportError, ValueError, TypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -49,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pruner_args", nargs="+", default=[""], metavar="K=V,...",
         help="such as r=2,k=25,c=2; of several, each step draws one",
     )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, help="of all that is drawn")
     parser.add_argument("--attn_implementation", help="of the language model (default: sdpa)")
     fixed = parser.add_argument_group("LLaVA's own, by default as the checkpoint has them")
     for name in (*FIXED, "vision_tower", "image_aspect_ratio"):

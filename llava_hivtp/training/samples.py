@@ -31,7 +31,15 @@ def checked_data(tokenizer: Any, data_args: Any) -> dict[str, Any]:
         made = make_supervised_data_module(tokenizer, data_args)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    check_samples(made["train_dataset"].list_data_dict, path, data_args.image_folder)
+    samples = made["train_dataset"].list_data_dict
+    check_samples(samples, path, data_args.image_folder)
+    if not hasattr(tokenizer, "legacy"):  # which LLaVA reads from the second question on
+        for i in (i for i, each in enumerate(samples) if len(each["conversations"]) > 2):
+            raise ValueError(
+                f"{_named(samples, i, path)} has {len(samples[i]['conversations'])} turns, and "
+                f"{type(tokenizer).__name__} is not Llama's slow tokenizer: LLaVA's trainer takes "
+                "one question and one answer with others"
+            )
     return made
 
 

@@ -83,6 +83,8 @@ class PrunedTrainer(LLaVATrainer):
         pruned = next(module for module in model.modules() if isinstance(module, PrunedLlava))
         if args.device.type == "cpu" and not args.bf16:
             _tower_in_float32(pruned)
+        # Reentrant checkpoints, the default, cannot be spread over processes without DeepSpeed.
+        args.gradient_checkpointing_kwargs = {"use_reentrant": False}
         depth = pruned.tower_of(pruned).layers
         pruners = [for_depth(pruner, depth) for pruner in pruners]
         for pruner in reversed(pruners):
