@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ def version(package: str) -> str:
         return ""
 
 
+@cache
 def commit() -> str:
     """The checkout's commit, with a mark if files differ from it."""
     try:

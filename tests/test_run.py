@@ -252,6 +252,42 @@ def test_a_dry_run_touches_nothing_and_counts_the_hours(tmp_path):
     # 39386 requests of 140 ms and 4 tokens at 18.66 a second each
     assert "8 units, 3.9 hours on one device (at the paper's times on an NVIDIA A40" in done.stdout
     assert not (tmp_path / "out").exists()
+    assert "--rows paper" not in done.stdout
+    done = call(config, "--dry-run", "--out", tmp_path / "out")
+    assert "--rows paper (ROWS=paper) runs the 21 rows of the paper alone" in done.stdout
+
+
+def test_a_plan_can_be_measured_here(table, drawn, tmp_path):
+    asked = [table("pope"), "--dry-run", "--data", drawn, "--out", tmp_path / "out"]
+    done = call(*asked, "--calibrate", 1)
+    assert done.exit_code == 0, done.stderr
+    hours = re.findall(r"([\d.]+) hours on one device \((.+?)\)", done.stdout)
+    assert [source for _, source in hours][:1] == ["at the pace measured here just now"]
+    assert not (tmp_path / "out").exists()
+    assert call(asked[0], "--calibrate", 1).exit_code == 1  # measures for a plan only
+
+
+def test_rows_between_the_two_measured_ones_lie_on_the_line(monkeypatch):
+    from eval.run import calibrate
+
+    clock = iter(range(10**6))
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(calibrate.official, "load_task", lambda *_: None)
+    monkeypatch.setattr(calibrate.official, "requests", lambda *_: [1, 2])
+    lm = SimpleNamespace(batch_size=2, model=SimpleNamespace(pruner=None))
+
+    def generate(instances):
+        for _ in range(lm.model.pruner.budget(1, 576)):
+            next(clock)
+
+    lm.generate_until = generate
+    worker = SimpleNamespace(lm=lm, folder=None, patches=576)
+    config = Path(__file__).parent.parent / "configs/table1.yaml"
+    rows = [row for row in load_table(config).rows if row.set == "paper"]
+    found = calibrate.calibrate(worker, rows, "pope", 0)
+    assert {row.id for row in rows} == set(found)
+    for row in rows:  # a tick per token and one for the call, two requests
+        assert found[row.id] == pytest.approx((row.build().budget(1, 576) + 1) / 2)
 
 
 def test_shards_and_ranks_divide_the_units(table, tmp_path):
@@ -704,3 +740,13 @@ def test_a_journal_of_an_earlier_version_has_no_sums_and_is_read(tmp_path):
     del written["sum"]
     path.write_text(json.dumps(written) + "\n")
     assert Journal(path, "identity").get(instance(0)) == answer
+
+
+@pytest.mark.slow
+def test_the_benchmarks_tasks_are_those_lmms_eval_finds_by_itself():
+    from lmms_eval.tasks import TaskManager
+
+    every, ours = TaskManager("WARNING").task_index, official._manager().task_index
+    assert {task: ours[task]["yaml_path"] for task in BENCHMARKS} == {
+        task: every[task]["yaml_path"] for task in BENCHMARKS
+    }

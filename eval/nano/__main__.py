@@ -102,5 +102,22 @@ def demo(
         typer.echo(line)
 
 
+@app.command(hidden=True)
+def work(
+    out: Path,
+    size: str = "quick",
+    rows: str | None = None,
+    limit: int | None = None,
+    timing: bool = False,
+) -> None:
+    """What each of the demo's processes does."""
+    from eval.nano.demo import Demo
+    from eval.nano.demo import work as work_on
+    from eval.run.quiet import prepare_process
+
+    prepare_process()
+    work_on(Demo(out, size, rows, limit), timing)
+
+
 if __name__ == "__main__":
     app()

@@ -14,6 +14,7 @@ from eval import ROOT
 from eval.nano.summary import TIMED
 from eval.plan.table import Table, load_table, select_rows
 from eval.results.shelf import Shelf
+from eval.run.job import Job
 from eval.run.progress import Progress
 
 NOTE = """\
@@ -42,6 +43,7 @@ class Part:
 
 
 PARTS = (Part(1, "small"), Part(2, "large"), Part(3, "small"))
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,41 @@ class Demo:
     def blind(self) -> Path:
         return self.results / "blind"
 
+    def shelves(self) -> list[tuple[Shelf, Path]]:
+        """All that is answered, in this order, with the data it is about."""
+        found = []
+        for part in PARTS:
+            table = part.table()
+            rows = select_rows(table, self.rows if part.number != 3 else None)
+            shelf = Shelf(table, self.results, rows, limit=self.limit)
+            found.append((shelf, self.data(part.images)))
+        table, images = PARTS[0].table(), PARTS[0].images
+        blind = Shelf(table, self.blind, select_rows(table, "full"), limit=self.limit)
+        return [*found, (blind, self.data(images, blank=True))]
+
+    def timed_shelves(self) -> list[tuple[Shelf, Path]]:
+        """What is timed: Tables 1 and 2 on one benchmark."""
+        return [
+            (Shelf(shelf.table, self.results, shelf.rows, (TIMED,), self.limit), data)
+            for shelf, data in self.shelves()[:2]
+        ]
+
 
 def run_demo(demo: Demo) -> list[str]:
     """Draw, evaluate, time, and write the tables; returns the lines to end with."""
     began = time.monotonic()
     _draw(demo)
-    for part in PARTS:
-        _evaluate(demo, part)
-    _evaluate(demo, PARTS[0], blank=True)
-    for part in PARTS[:2]:
-        _time(demo, part)
+    _answer(demo)
+    _time(demo)
     index, lines = _write(demo)
     minutes = (time.monotonic() - began) / 60
     return [NOTE, "", *lines, f"{index} ({minutes:.1f} minutes)"]
+
+
+def work(demo: Demo, timing: bool) -> None:
+    """One process's work; others may do the same at the same time. It says what it does."""
+    for shelf, data in demo.timed_shelves() if timing else demo.shelves():
+        Job(shelf, data.resolve(), BATCH, demo.timed if timing else 0).run()
 
 
 def _draw(demo: Demo) -> None:
@@ -91,36 +115,34 @@ def _draw(demo: Demo) -> None:
         write(demo.data(images, blank), demo.size, images, blank)
 
 
-def _evaluate(demo: Demo, part: Part, blank: bool = False) -> None:
-    """Several processes share the units of a table: each takes what no other one holds."""
-    table, out = part.table(), demo.blind if blank else demo.results
-    rows = "full" if blank else demo.rows if part.number != 3 else None
-    shelf = Shelf(table, out, select_rows(table, rows), limit=demo.limit)
-    paths = [unit.path for unit in shelf.units]
-    title = f"table {part.number}" if not blank else "blind"
-    command = [*_run(demo, part, out, rows, blank), "--no-timing", "--batch", "8"]
-    jobs = [_start(demo, command) for _ in range(demo.workers)]
-    _follow(title, "unit", jobs, len(paths), lambda: sum(path.is_file() for path in paths))
-    missing = [unit.path for unit in shelf.units if not shelf.state(unit).answered]
+def _answer(demo: Demo) -> None:
+    """Several processes share the units of all tables: each takes what no other one holds.
+
+    A process that starts reads Python for ten seconds, so each does all tables.
+    """
+    shelves = [shelf for shelf, _ in demo.shelves()]
+    paths = {unit.path for shelf in shelves for unit in shelf.units}  # tables share some
+    jobs = [_start(demo) for _ in range(demo.workers)]
+    _follow("answers", "unit", jobs, len(paths), lambda: sum(path.is_file() for path in paths))
+    missing = [u.path for shelf in shelves for u in shelf.units if not shelf.state(u).answered]
     if missing:
-        raise RuntimeError(f"{len(missing)} units failed, such as {missing[0]}; see {_log(demo)}")
+        raise RuntimeError(
+            f"{len(missing)} units are missing, such as {missing[0]}; see {_log(demo)}"
+        )
 
 
-def _time(demo: Demo, part: Part) -> None:
+def _time(demo: Demo) -> None:
     """Alone on the machine, one request at a time."""
-    command = _run(demo, part, demo.results, demo.rows, blank=False)
-    job = _start(demo, [*command, "--tasks", TIMED, "--timing-n", str(demo.timed), "--batch", "8"])
-    rows = select_rows(part.table(), demo.rows)
-    shelf = Shelf(part.table(), demo.results, rows, (TIMED,), demo.limit)
-    _follow(
-        f"times of table {part.number}",
-        "row",
-        [job],
-        len(shelf.units),
-        lambda: sum(shelf.state(unit).timed for unit in shelf.units),
-    )
-    if job.returncode:
-        raise RuntimeError(f"timing table {part.number} failed; see {_log(demo)}")
+    shelves = [shelf for shelf, _ in demo.timed_shelves()]
+    total = sum(len(shelf.units) for shelf in shelves)
+    job = _start(demo, "--timing")
+    _follow("times", "row", [job], total, lambda: sum(_timed(shelf) for shelf in shelves))
+    if job.returncode or sum(_timed(shelf) for shelf in shelves) < total:
+        raise RuntimeError(f"timing failed; see {_log(demo)}")
+
+
+def _timed(shelf: Shelf) -> int:
+    return sum(shelf.state(unit).timed for unit in shelf.units)
 
 
 def _follow(
@@ -138,15 +160,12 @@ def _follow(
         bar.update(finished() - bar.n)
 
 
-def _run(demo: Demo, part: Part, out: Path, rows: str | None, blank: bool) -> list[str]:
-    command = [sys.executable, "-m", "eval", "run", str(part.config)]
-    command += ["--model", part.table().model, "--out", str(out)]
-    command += ["--data", str(demo.data(part.images, blank))]
-    command += ["--rows", rows] if rows else []
-    return command + (["--limit", str(demo.limit)] if demo.limit else [])
-
-
-def _start(demo: Demo, command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(demo: Demo, *options: str) -> subprocess.Popen[bytes]:
+    """`work` in a process of its own, one thread, offline."""
+    command = [sys.executable, "-m", "eval.nano", "work", str(demo.out.resolve())]
+    command += ["--size", demo.size, *options]
+    command += ["--rows", demo.rows] if demo.rows else []
+    command += ["--limit", str(demo.limit)] if demo.limit else []
     demo.out.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -154,6 +173,7 @@ def _start(demo: Demo, command: Sequence[str]) -> subprocess.Popen[bytes]:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",  # a model this small is slower on a GPU
         "HF_DATASETS_CACHE": str(demo.out.resolve() / "data" / "cache"),
+        "PYTHONUNBUFFERED": "1",
     }
     with _log(demo).open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -170,10 +190,9 @@ def _write(demo: Demo) -> tuple[Path, list[str]]:
     from eval.report.table import render
     from eval.results.collect import collect
 
-    for part in PARTS:
-        table = part.table()
-        chosen = select_rows(table, demo.rows if part.number != 3 else None)
-        found = collect(table, chosen, demo.results, demo.limit)
+    shelves = [shelf for shelf, _ in demo.shelves()]
+    for part, shelf in zip(PARTS, shelves, strict=False):  # the blind one is no table
+        found = collect(shelf.table, shelf.rows, demo.results, demo.limit)
         text = f"{NOTE}\n\n{render([found], 'md')}\n"
         (demo.results / f"table{part.number}.md").write_text(text)
         picture = draw_pareto(found) if part.number == 1 else None

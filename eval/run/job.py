@@ -19,6 +19,7 @@ from eval.results.agree import agreed
 from eval.results.records import Failure, RecordError, Timing
 from eval.results.shelf import Shelf, State
 from eval.run import preflight
+from eval.run.estimate import summary
 from eval.run.progress import duration
 from eval.run.ranks import own_rank
 from eval.run.timing import RowFailed
@@ -67,6 +68,8 @@ class Job:
         left = [unit for unit, state in states if self._left(state)]
         logger.info("%d of %d units are done", len(units) - len(left), len(units))
         if left:
+            for line in summary(self.shelf, {u.path: s for u, s in states}, self.timing_n):
+                logger.info("%s", line)
             preflight.check(self.shelf, left, self.data, self.arguments)
             left.sort(key=lambda unit: store.beside(unit.path, "failed.json").exists())  # last
             with own_rank(bool(self.arguments.get("zero3"))) as rank:

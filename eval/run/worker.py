@@ -35,7 +35,7 @@ class Worker:
         from llava_hivtp.lmms import LlavaHIVTP
 
         model, layout, positions = shelf.table.model, shelf.table.layout, shelf.table.positions
-        self.folder, self.code = folder, shelf.code
+        self.folder, self.code, self.patches = folder, shelf.code, shelf.table.patches
         self.lm: LlavaHIVTP = LlavaHIVTP(
             model, layout=layout, positions=positions, batch_size=batch, **arguments
         )

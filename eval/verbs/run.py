@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +14,8 @@ from eval.plan.units import Unit
 from eval.results.shelf import Shelf
 from eval.run.estimate import plan
 from eval.run.job import Job, Stopped
-from eval.run.preflight import metrics_missing, problems
+from eval.run.preflight import check, metrics_missing, problems
+from eval.run.quiet import prepare_process
 from eval.verbs.options import Config, Data, Limit, Model, Out, Rows, Tasks, says_errors
 
 MODEL_ARGS = ("dtype", "device_map", "attn_implementation", "quantization", "conv_template")
@@ -39,6 +37,10 @@ def run(
         str | None, typer.Option(help="i/n, from 1: every n-th unit, from the i-th on.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show units and hours only.")] = False,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --dry-run: answer requests for so many seconds, as 60."),
+    ] = None,
     timing: Annotated[bool, typer.Option(help="Also time requests, one by one.")] = True,
     timing_n: Annotated[int, typer.Option(min=1, help="Timed requests per task.")] = 100,
     model_args: Annotated[
@@ -49,13 +51,16 @@ def run(
     ] = False,
 ) -> None:
     """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
-    _prepare_process()
+    prepare_process()
     table = load_table(config, model)
     shelf = _choose(table, out.resolve(), rows, tasks, limit, shard)
     arguments = _arguments(model_args) | ({"zero3": True} if zero3 else {})
     timed = timing_n if timing and not zero3 else 0
+    if calibrate and not dry_run:
+        raise ValueError("--calibrate measures for a plan: give --dry-run as well")
     if dry_run:
-        typer.echo(plan(shelf, timed))
+        paces = _measured(shelf, data, batch, arguments, calibrate) if calibrate else None
+        typer.echo(plan(shelf, timed, paces))
         stops = [*problems(shelf, shelf.units, data, arguments), *metrics_missing(shelf.units)]
         typer.echo("".join(f"\nwould stop the run: {line}" for line in stops), nl=bool(stops))
         return
@@ -68,12 +73,16 @@ def run(
         raise typer.Exit(1)
 
 
-def _prepare_process() -> None:
-    """Nothing is downloaded in a run; one voice on the terminal."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    os.environ |= {"TQDM_DISABLE": "1", "LOGURU_LEVEL": "WARNING"}
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("eval").setLevel(logging.INFO)
+def _measured(
+    shelf: Shelf, data: Path, batch: int, arguments: dict[str, Any], seconds: int
+) -> dict[str, float]:
+    """Seconds per request of every row, measured here."""
+    from eval.run.calibrate import calibrate
+    from eval.run.worker import Worker
+
+    check(shelf, shelf.units, data, arguments)
+    worker = Worker(shelf, batch, data.resolve(), arguments)
+    return calibrate(worker, shelf.rows, shelf.tasks[0], seconds)
 
 
 def _choose(
