@@ -47,12 +47,7 @@ def join() -> Team:
         ImportError: if DeepSpeed is absent.
         ValueError: if no launcher started this process.
     """
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ImportError(
-            f"zero3 needs DeepSpeed: DS_BUILD_OPS=0 pip install 'llava_hivtp[deepspeed]' ({error})"
-        ) from error
+    deepspeed = imported()
     if not distributed.is_initialized() and "RANK" not in os.environ:
         raise ValueError(
             "zero3 spreads a model over processes: start them with "
@@ -60,9 +55,20 @@ def join() -> Team:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    with _nothing_compiled():
+    with nothing_compiled():
         deepspeed.init_distributed(timeout=PATIENCE, verbose=False)
     return Team(distributed.get_rank(), distributed.get_world_size())
+
+
+def imported() -> Any:
+    """DeepSpeed; an ImportError says how to install it."""
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ImportError(
+            f"ZeRO needs DeepSpeed: DS_BUILD_OPS=0 pip install 'llava_hivtp[deepspeed]' ({error})"
+        ) from error
+    return deepspeed
 
 
 def spread(model: Any) -> None:
@@ -88,11 +94,12 @@ def spread(model: Any) -> None:
 
 
 @contextmanager
-def _nothing_compiled() -> Iterator[None]:
+def nothing_compiled() -> Iterator[None]:
     """Leave out DeepSpeed's own collective for CPUs.
 
     Compiling it takes minutes, under a lock that a killed process leaves behind for good.
     """
+    imported()
     comm = sys.modules["deepspeed.comm.torch"]
     build, comm.build_shm_op = comm.build_shm_op, lambda: None
     try:

@@ -18,7 +18,7 @@ how=(--tune_mm_mlp_adapter True --learning_rate "${LR:-2e-5}")
                            --learning_rate "${LR:-2e-4}")
 [ -z "${ZERO:-}" ] || how+=(--deepspeed "$root/configs/deepspeed/zero$ZERO.json")
 if [ -n "${DRY_RUN:-}" ] || command -v nvidia-smi > /dev/null; then how+=(--bf16 True --tf32 True)
-else how+=(--use_cpu True); fi
+elif [ -z "${ZERO:-}" ]; then how+=(--use_cpu True); fi
 read -ra arguments <<< "${PRUNER_ARGS:-r=2,k=14,c=3}"
 launch=("$python")
 [ "$nproc" = 1 ] || launch+=(-m torch.distributed.run --standalone --nproc_per_node "$nproc")

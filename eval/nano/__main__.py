@@ -72,7 +72,7 @@ def tune(
     trainer: Annotated[
         Path, typer.Option(help="the Python of transformers 4.37.2, which LLaVA's trainer needs")
     ] = Path(".venv-4.37.2/bin/python"),
-    pictures: Annotated[int, typer.Option(min=1, help="to train on")] = 10_000,
+    pictures: Annotated[int, typer.Option(min=1, help="to train on")] = 2500,
     size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",
 ) -> None:
     """Tune under HIVTP, and compare before and after; the same command goes on after a stop."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from llava_hivtp.model import PrunedLlava, PrunedLlavaLlamaForCausalLM
 from llava_hivtp.pruners import Pruner, for_depth
 from llava_hivtp.training.merge import PROJECTOR, REST
 from llava_hivtp.training.samples import checked_data
+from llava_hivtp.zero3 import nothing_compiled
 
 
 def train(name: str, pruners: Sequence[Pruner], attention: str | None = None) -> None:
@@ -44,6 +46,7 @@ def train(name: str, pruners: Sequence[Pruner], attention: str | None = None) ->
 
     Raises:
         FileNotFoundError, ValueError: for a bad argument or sample, before the first step.
+        ImportError: for --deepspeed without DeepSpeed.
     """
     names = {
         "LlavaLlamaForCausalLM": SimpleNamespace(from_pretrained=_load),
@@ -51,7 +54,8 @@ def train(name: str, pruners: Sequence[Pruner], attention: str | None = None) ->
         "maybe_zero_3": partial(_whole, official.maybe_zero_3),
         "LLaVATrainer": partial(PrunedTrainer, name=name, pruners=pruners),
     }
-    with _standing_in(official, names):
+    spread = any(word.partition("=")[0] == "--deepspeed" for word in sys.argv)
+    with _standing_in(official, names), nothing_compiled() if spread else nullcontext():
         official.train(attn_implementation=attention)
 
 
@@ -94,6 +98,24 @@ class PrunedTrainer(LLaVATrainer):
         super().__init__(
             model=model, args=args, callbacks=[EveryStep(pruned, pruners, args.seed)], **options
         )
+        if args.deepspeed and not self.is_deepspeed_enabled:
+            raise ValueError(
+                "accelerate leaves out --deepspeed under --use_cpu and ACCELERATE_USE_CPU: hide the "
+                "GPUs instead, CUDA_VISIBLE_DEVICES="
+            )
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As transformers', whose errors are none of the arguments' or the data's any more."""
+        try:
+            return super().train(*args, **options)
+        except Exception as error:
+            raise RuntimeError(f"training stopped at step {self.state.global_step}") from error
+
+    def create_optimizer(self) -> Any:
+        """LLaVA's, without groups that hold no weight: DeepSpeed drops them, a schedule does not."""
+        optimizer = super().create_optimizer()
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, metrics: Any = None) -> None:
         Trainer._save_checkpoint(self, model, trial, metrics)
