@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers.trainer
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, Trainer, TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint as load_spread
 
 try:
     from llava.train import train as official
@@ -100,25 +102,34 @@ class PrunedTrainer(LLaVATrainer):
         )
         if args.deepspeed and not self.is_deepspeed_enabled:
             raise ValueError(
-                "accelerate leaves out --deepspeed under --use_cpu and ACCELERATE_USE_CPU: hide the "
-                "GPUs instead, CUDA_VISIBLE_DEVICES="
+                "accelerate leaves out --deepspeed under --use_cpu and ACCELERATE_USE_CPU: hide "
+                "the GPUs instead, CUDA_VISIBLE_DEVICES="
             )
 
     def train(self, *args: Any, **options: Any) -> Any:
         """As transformers', whose errors are none of the arguments' or the data's any more."""
+        lenient = {"deepspeed_load_checkpoint": partial(_resume, load_spread)}
         try:
-            return super().train(*args, **options)
+            with _standing_in(transformers.trainer, lenient):
+                return super().train(*args, **options)
         except Exception as error:
             raise RuntimeError(f"training stopped at step {self.state.global_step}") from error
 
     def create_optimizer(self) -> Any:
-        """LLaVA's, without groups that hold no weight: DeepSpeed drops them, a schedule does not."""
+        """LLaVA's, without groups of no weights, which DeepSpeed drops and a schedule counts."""
         optimizer = super().create_optimizer()
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, metrics: Any = None) -> None:
         Trainer._save_checkpoint(self, model, trial, metrics)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:  # which would write the whole model every time
+            engine = self.model_wrapped
+            save = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
+            engine.save_checkpoint = save
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what was trained; all of the model if all of it was."""
@@ -193,6 +204,12 @@ def _whole(gather: Callable[..., Tensor], weight: Tensor, **options: Any) -> Ten
     if hasattr(weight, "ds_id"):
         return gather(weight, **options)
     return weight.detach().cpu().clone()
+
+
+def _resume(load: Callable[..., None], engine: Any, checkpoint: str) -> None:
+    """Go on under DeepSpeed; frozen weights are the base's and not in the checkpoint."""
+    engine.load_checkpoint = partial(engine.load_checkpoint, load_module_strict=False)
+    load(engine, checkpoint)
 
 
 def _tower_in_float32(model: PrunedLlava) -> None:

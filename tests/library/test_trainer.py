@@ -319,3 +319,44 @@ def test_a_killed_training_goes_on_to_the_same_losses(base, samples, tmp_path, h
     assert not (out / "trainer_state.json").is_file()
     assert start(out).wait() == 0
     assert losses(out) == whole
+
+
+needs_deepspeed = pytest.mark.skipif(
+    not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed"
+)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("how", ["projector", pytest.param("lora", marks=needs_peft)])
+def test_two_processes_under_zero_learn_what_one_does(base, samples, tmp_path, how, stage):
+    """A step is the whole data set, whoever has which half of it; dropout would draw otherwise."""
+    environment = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    common = (*HIVTP, *HOW[how], "--lora_dropout", 0)
+
+    def train(out, launcher, *options):
+        given = words(base, samples, out, *common, *options)
+        if launcher:
+            del given[given.index("--use_cpu") : given.index("--use_cpu") + 2]
+        command = [sys.executable, *launcher, "-m", "llava_hivtp.training", *given]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-9000:]
+        merged = merge(base, out, out.with_name(f"{out.name}-merged"))
+        return losses(out), dict(load(merged)[0].named_parameters())
+
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    config = ROOT / "configs" / "deepspeed" / f"zero{stage}.json"
+    one = train(tmp_path / "one", [], "--per_device_train_batch_size", 8)
+    spread = train(tmp_path / "two", two, "--deepspeed", config)
+    assert spread[0] == [(step, pytest.approx(loss, abs=2e-3)) for step, loss in one[0]]
+    moved = 0.0
+    for name, weight in load(base)[0].named_parameters():
+        moved = max(moved, float((one[1][name] - weight).abs().max()))
+        torch.testing.assert_close(spread[1][name], one[1][name], rtol=1e-3, atol=1e-3)
+    assert moved > 2e-2
+    # and it goes on from its last checkpoint
+    again = train(tmp_path / "two", two, "--deepspeed", config, "--max_steps", 6)
+    assert again[0][:4] == spread[0]
+    assert len(again[0]) == 6
