@@ -23,14 +23,24 @@ from eval.plan.reader import ConfigError, Mapping, error_at, plain, read_yaml
 if TYPE_CHECKING:
     from llava_hivtp.pruners.base import Pruner
 
-SETS = ("paper", "control", "beyond", "own")  # printed there; to compare with; newer; yours
+# printed there; to compare with; newer; yours; of a checkpoint trained under the method
+SETS = ("paper", "control", "beyond", "own", "tuned")
 COUNTS = ("retain", "tokens")
 TIMES = ("ttft_ms", "throughput")
 PREPARATION = "preparation_ms"  # before TTFT begins; no paper prints it
 
 _TABLE_KEYS = {"title", "models", "layout", "patches", "tasks", "protocol", "rows"}
 _OPTIONAL_KEYS = {"device", "positions"}
-_ROW_KEYS = {"id", "pruner", "block", "section", "set", "name", "printed"}  # others: arguments
+_ROW_KEYS = {
+    "id",
+    "pruner",
+    "block",
+    "section",
+    "set",
+    "name",
+    "printed",
+    "checkpoint",
+}  # others: arguments
 _ID = re.compile(r"[a-z][a-z0-9_.+-]*")
 
 
@@ -50,6 +60,7 @@ class Row:
     where: str  # file:line, for messages
     name: str = ""  # shown instead of the method's own
     absent: str = ""  # why the method's module cannot be imported
+    checkpoint: str = ""  # of its own, where it was tuned; else the table's
 
     @property
     def spelled(self) -> str:
@@ -142,7 +153,10 @@ def with_results(path: Path, out: Path, model: str | None = None) -> list[Table]
 
 
 def select_rows(table: Table, names: str | None = None) -> tuple[Row, ...]:
-    """Rows by id, pattern (`hivtp-*`), number from 1 or set (`paper`); all without names."""
+    """Rows by id, pattern (`hivtp-*`), number from 1 or set (`paper`).
+
+    Without names all of the table's checkpoint: tuned rows, of other ones, are asked for.
+    """
     wanted = _split(names)
     chosen = set()
     for name in wanted:
@@ -151,7 +165,9 @@ def select_rows(table: Table, names: str | None = None) -> tuple[Row, ...]:
             ids = ", ".join(row.id for row in table.rows)
             raise ConfigError(f"{table.path}: no row '{name}'; choose from {ids}, {SETS}")
         chosen |= found
-    return tuple(row for i, row in enumerate(table.rows, 1) if not wanted or i in chosen)
+    if not wanted:
+        return tuple(row for row in table.rows if not row.checkpoint)
+    return tuple(row for i, row in enumerate(table.rows, 1) if i in chosen)
 
 
 def one_row(table: Table, name: str) -> Row:
@@ -201,14 +217,18 @@ def _row(path: Path, entry: Mapping, table: Table) -> Row:
         raise error_at(path, entry, "id", f"'{identity}' must fit {_ID.pattern}, and be no set")
     if type(block) is not int or not 0 < block <= 100:
         raise error_at(path, entry, "block", f"block is r_max in percent, got {block!r}")
-    for key in ("pruner", "section", "name"):
+    for key in ("pruner", "section", "name", "checkpoint"):
         if not isinstance(entry.get(key, ""), str):
             raise error_at(path, entry, key, f"{key} must be text, got {entry[key]!r}")
     chosen = entry.get("set", "own" if ":" in pruner else "paper")
     if chosen not in SETS:
         raise error_at(path, entry, "set", f"set must be one of {SETS}, got {chosen!r}")
+    tuned = chosen == "tuned"
+    if tuned != bool(entry.get("checkpoint")):
+        raise error_at(path, entry, None, f"row '{identity}': set 'tuned' goes with a 'checkpoint'")
     absent, calibrated = _method(path, entry)
-    apart = ", calibrated" if calibrated else ""  # not held to the block, so not compared in it
+    # Not held to the block, or not training-free, so not compared in it.
+    apart = ", calibrated" if calibrated else ", tuned" if tuned else ""
     row = Row(
         id=identity,
         pruner=pruner,
@@ -222,6 +242,7 @@ def _row(path: Path, entry: Mapping, table: Table) -> Row:
         where=f"{path}:{entry.line}",
         name=entry.get("name", ""),
         absent=absent,
+        checkpoint=entry.get("checkpoint", "").replace("{model}", Path(table.model).name),
     )
     if not absent:
         _check_budget(path, entry, row, 100 if calibrated else block, table.patches)

@@ -40,6 +40,15 @@ def read_tower(model: str) -> Tower:
         raise ValueError(f"{file} does not describe a vision tower: {error!r}") from error
 
 
+def trained_with(model: str) -> dict[str, Any] | None:
+    """What a checkpoint's config says it was tuned under; None for a training-free one.
+
+    Raises:
+        FileNotFoundError, ImportError: if the checkpoint is not here.
+    """
+    return _config(checkpoint_folder(model) / "config.json").get("trained_with")
+
+
 def misfit(table: Table, tower: Tower) -> str | None:
     """Why a table is not about a model with this tower, if it is not."""
     if tower.patches == table.patches:

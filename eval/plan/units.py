@@ -36,6 +36,12 @@ def unit_path(out: str | Path, model: str, row: Row, task: str, limit: int | Non
     return Path(out) / name / row.folder / f"{task}{suffix}.json"
 
 
+def unit_of(table: Table, out: str | Path, row: Row, task: str, limit: int | None = None) -> Unit:
+    """The unit of a row, on its own checkpoint or the table's."""
+    model = row.checkpoint or table.model
+    return Unit(model, row, task, limit, unit_path(out, model, row, task, limit))
+
+
 def units(
     table: Table,
     out: str | Path,
@@ -48,6 +54,6 @@ def units(
     found = {}
     for row in table.rows if rows is None else rows:
         for task in chosen:
-            path = unit_path(out, table.model, row, task, limit)
-            found.setdefault(path, Unit(table.model, row, task, limit, path))
+            unit = unit_of(table, out, row, task, limit)
+            found.setdefault(unit.path, unit)
     return list(found.values())

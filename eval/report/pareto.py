@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from eval.plan.names import display_name
-from eval.plan.table import load_table
+from eval.plan.table import load_table, select_rows
 from eval.report.picture import DPI, Picture, save
 from eval.results.collect import Collected, collect
 from eval.results.stats import Interval
@@ -37,7 +37,7 @@ def make_pareto(config: Path, results: Path, model: str | None, out: Path) -> No
         ValueError: if too few rows are complete.
     """
     table = load_table(config, model)
-    figure = draw_pareto(collect(table, table.rows, results))
+    figure = draw_pareto(collect(table, select_rows(table), results))
     if figure is None:
         raise ValueError(f"{results} holds too few finished rows of {config}: run them first")
     stem = out / f"pareto-{config.stem}"

@@ -35,7 +35,13 @@ HEADINGS = {
     PREPARATION: "preparation ms",
     **{benchmark.column: benchmark.title for benchmark in BENCHMARKS.values()},
 }
-SETS = {"paper": "", "control": " (control)", "beyond": " (beyond the paper)", "own": " (own)"}
+SETS = {
+    "paper": "",
+    "control": " (control)",
+    "beyond": " (beyond the paper)",
+    "own": " (own)",
+    "tuned": " (tuned)",
+}
 INTERVALS = (
     "[low, high] is a 95 % confidence interval: Wilson's, with the number of questions that the "
     "spread between groups stands for (documents about one image are one group); by the delta "
@@ -293,7 +299,7 @@ def _record(collected: Collected, measured: Measured, column: str) -> list[objec
     row, paired = measured.row, measured.paired.get(column)
     low, high = measured.intervals.get(column, (None, None))
     return [
-        collected.table.model,
+        row.checkpoint or collected.table.model,
         "" if collected.limit is None else collected.limit,
         row.id,
         method_name(row),

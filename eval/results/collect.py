@@ -27,6 +27,8 @@ DIGITS = {
     PREPARATION: 1,
 }  # two otherwise
 
+CHECKPOINT = ("checkpoint", "checkpoint digest")  # in a protocol
+
 T = TypeVar("T")
 ByTask = dict[str, Result]  # of one row
 TimesByTask = dict[str, Timing]
@@ -106,8 +108,8 @@ def collect(
     shelf = Shelf(table, out, rows, limit=limit, stale=stale)
     results = {row.id: _by_task(shelf, row, shelf.result) for row in rows}
     timings = {row.id: _by_task(shelf, row, shelf.timing) for row in rows}
-    protocol = agreed("accuracy", _protocols(results))
-    for name, value in agreed("timing", _protocols(timings)).items():
+    protocol = _agreed("accuracy", results, rows)
+    for name, value in _agreed("timing", timings, rows).items():
         if protocol.get(name) != value:
             protocol[f"timing {name}"] = value
     provenance = _provenance([*_records(results), *_records(timings)])
@@ -118,7 +120,7 @@ def collect(
     notes += compare_rows(shelf, found, against) if tests else []
     mark_best_times(found)
     notes += times.notes(timings)
-    notes += [*_stale_notes(shelf), *_short_notes(results.values())]
+    notes += [*_stale_notes(shelf), *_short_notes(results.values()), *_tuned_notes(rows)]
     return Collected(
         table, limit, against, found, protocol, provenance, timing_device, tuple(notes)
     )
@@ -211,6 +213,33 @@ def _provenance(records: Iterable[Result | Timing]) -> dict[str, list[str]]:
             text = text_of(value)
             found.setdefault(name, set()).add(text[:10] if name == "date" else text)
     return {name: sorted(values) for name, values in sorted(found.items())}
+
+
+def _agreed(
+    kind: str, found: Mapping[str, Mapping[str, Result | Timing]], rows: Sequence[Row]
+) -> dict[str, str]:
+    """What the rows agree in; tuned ones in all but the checkpoint."""
+    tuned = {row.id for row in rows if row.checkpoint}
+    protocols = _protocols(found)
+    rest = {
+        row: {task: _without(each, CHECKPOINT) for task, each in tasks.items()}
+        for row, tasks in protocols.items()
+    }
+    own = {row: tasks for row, tasks in protocols.items() if row not in tuned}
+    return agreed(kind, rest) | agreed(kind, own)
+
+
+def _without(protocol: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in protocol.items() if name not in names}
+
+
+def _tuned_notes(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"TUNED, not training-free: {row.id} is the checkpoint {row.checkpoint}, trained under its "
+        "method."
+        for row in rows
+        if row.checkpoint
+    ]
 
 
 def _protocols(found: Mapping[str, Mapping[str, Result | Timing]]) -> dict[str, dict[str, Any]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.digests import checkpoint_digest
 from eval.plan.table import Row, Table
-from eval.plan.units import Unit, unit_path, units
+from eval.plan.units import Unit, unit_of, units
 from eval.results import records, sources, store
 from eval.results.records import RecordError, Result, Sample, Timing
 
@@ -58,16 +58,36 @@ class Shelf:
         self.tasks = tuple(table.tasks if tasks is None else tasks)
         self.units = units(table, out, self.rows, self.tasks, limit)
         self.code = sources.Code()
-        try:
-            self.checkpoint: str | None = checkpoint_digest(table.model)
-        except (FileNotFoundError, ImportError):
-            self.checkpoint = None  # what is not here is not compared
+        self._digests: dict[str, str | None] = {}
         self._found: dict[Path, State] = {}
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Digest of the table's checkpoint; None if it is not here, and so not compared."""
+        return self._digest(self.table.model)
+
+    def _digest(self, model: str) -> str | None:
+        if model not in self._digests:
+            try:
+                self._digests[model] = checkpoint_digest(model)
+            except (FileNotFoundError, ImportError):
+                self._digests[model] = None
+        return self._digests[model]
 
     def unit(self, row: Row, task: str) -> Unit:
         """The unit of a row and a task."""
-        path = unit_path(self.out, self.table.model, row, task, self.limit)
-        return Unit(self.table.model, row, task, self.limit, path)
+        return unit_of(self.table, self.out, row, task, self.limit)
+
+    def by_checkpoint(self) -> list[Shelf]:
+        """The same units on a shelf for each checkpoint, which is then its table's."""
+        shelves = []
+        for model in dict.fromkeys(unit.model for unit in self.units):
+            rows = [row for row in self.rows if (row.checkpoint or self.table.model) == model]
+            table = replace(self.table, model=model)
+            shelf = Shelf(table, self.out, rows, self.tasks, self.limit, self.stale)
+            shelf.units = [unit for unit in self.units if unit.model == model]
+            shelves.append(shelf)
+        return shelves
 
     def state(self, unit: Unit) -> State:
         """How far a unit is now."""
@@ -130,7 +150,8 @@ class Shelf:
         if row.absent:
             return row.absent
         change = self.code.changed(row, record.source)
-        if change is None and self.checkpoint not in (None, _checkpoint(record.protocol)):
+        here = self._digest(row.checkpoint or self.table.model)
+        if change is None and here not in (None, _checkpoint(record.protocol)):
             return "the checkpoint changed"
         return change
 

@@ -12,9 +12,10 @@ from eval.benchmarks.records import BENCHMARKS
 from eval.digests import checkpoint_folder
 from eval.plan.reader import ConfigError
 from eval.plan.table import Row
-from eval.plan.tower import Tower, misfit, read_tower
+from eval.plan.tower import Tower, misfit, read_tower, trained_with
 from eval.plan.units import Unit
 from eval.results.shelf import Shelf
+from llava_hivtp.pruners import build_pruner
 
 
 def check(shelf: Shelf, units: Sequence[Unit], data: Path, arguments: Mapping[str, Any]) -> None:
@@ -39,6 +40,8 @@ def problems(
         yield wrong
     for row in {unit.row.id: unit.row for unit in units}.values():
         yield from _row(row, None if wrong else tower)
+        if row.checkpoint and tower:
+            yield from _tuned(row)
     try:
         datasets.check(data, dict.fromkeys(unit.task for unit in units))
     except FileNotFoundError as error:
@@ -73,6 +76,17 @@ def _row(row: Row, tower: Tower | None) -> Iterator[str]:
         yield str(error)
     except Exception as error:  # a method of the user's may fail in any way
         yield f"{row.where}: row '{row.id}': {error}"
+
+
+def _tuned(row: Row) -> Iterator[str]:
+    """Why a row's own checkpoint is not the one that was tuned under its method."""
+    said = trained_with(row.checkpoint) or {"pruner": "none", "arguments": []}
+    rules = [build_pruner(said["pruner"], **each) for each in said["arguments"]]
+    if row.build() not in rules:
+        yield (
+            f"{row.where}: row '{row.id}': {row.checkpoint} was not tuned under this method, but "
+            f"under {', '.join(map(str, rules)) or 'none'}"
+        )
 
 
 def _template(model: str, given: str | None) -> Iterator[str]:

@@ -58,14 +58,21 @@ def run(
     timed = timing_n if timing and not zero3 else 0
     if calibrate and not dry_run:
         raise ValueError("--calibrate measures for a plan: give --dry-run as well")
+    parts = shelf.by_checkpoint()
     if dry_run:
-        paces = _measured(shelf, data, batch, arguments, calibrate) if calibrate else None
+        paces = None
+        if calibrate:
+            each = (_measured(part, data, batch, arguments, calibrate) for part in parts)
+            paces = {row: pace for found in each for row, pace in found.items()}
         typer.echo(plan(shelf, timed, paces))
-        stops = [*problems(shelf, shelf.units, data, arguments), *metrics_missing(shelf.units)]
-        typer.echo("".join(f"\nwould stop the run: {line}" for line in stops), nl=bool(stops))
+        stops = [line for part in parts for line in problems(part, part.units, data, arguments)]
+        stops += metrics_missing(shelf.units)
+        said = "".join(f"\nwould stop the run: {line}" for line in dict.fromkeys(stops))
+        typer.echo(said, nl=bool(stops))
         return
     try:
-        failed = Job(shelf, data.resolve(), batch, timed, arguments).run()
+        jobs = [Job(part, data.resolve(), batch, timed, arguments) for part in parts]
+        failed = sum(job.run() for job in jobs)
     except Stopped as stop:
         typer.echo(f"{stop}; the same command goes on from here", err=True)
         raise typer.Exit(128 + stop.number) from stop

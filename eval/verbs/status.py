@@ -27,5 +27,8 @@ def status(
 
     table = load_table(config, model)
     shelf = Shelf(table, out, select_rows(table, rows), select_tasks(table, tasks), limit)
-    left = [unit for unit in shelf.units if not shelf.state(unit).answered]
-    typer.echo(report(shelf, list(problems(shelf, left, data)) if left else []))
+    stops: list[str] = []
+    for part in shelf.by_checkpoint():
+        left = [unit for unit in part.units if not part.state(unit).answered]
+        stops += problems(part, left, data) if left else []
+    typer.echo(report(shelf, list(dict.fromkeys(stops))))
