@@ -14,11 +14,12 @@ from eval.verbs.run import run
 from eval.verbs.status import status
 from eval.verbs.table import table
 from eval.verbs.tap import tap
+from eval.verbs.training import training
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 for verb in (
     *(run, prefetch, doctor, table, claims, status),
-    *(efficiency, preparation, tap, methods, figures, explore),
+    *(efficiency, preparation, tap, training, methods, figures, explore),
 ):
     app.command()(verb)
 
