@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from llava import conversation
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.train.train import make_supervised_data_module
 from PIL import Image
@@ -33,6 +34,12 @@ def checked_data(tokenizer: Any, data_args: Any) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}") from error
     samples = made["train_dataset"].list_data_dict
     check_samples(samples, path, data_args.image_folder)
+    if conversation.default_conversation.sep_style is conversation.SeparatorStyle.PLAIN:
+        for i, each in enumerate(samples):
+            if "image" not in each or len(each["conversations"]) != 2:
+                raise ValueError(
+                    f"{_named(samples, i, path)}: --version plain takes an image and one turn each"
+                )
     if not hasattr(tokenizer, "legacy"):  # which LLaVA reads from the second question on
         for i in (i for i, each in enumerate(samples) if len(each["conversations"]) > 2):
             raise ValueError(

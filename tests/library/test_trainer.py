@@ -257,6 +257,7 @@ def test_a_bad_image_is_named_before_the_first_step(
         (("--mm_vision_select_layer", "-1"), "leave the argument out"),
         (("--image_aspect_ratio", "anyres"), "LLaVA-NeXT cannot be tuned"),
         (("--data_path", "nowhere.json"), "no file"),
+        (("--version", "plain"), "sample 3 (id 's3'): --version plain takes an image"),
         (("--image_folder", "nowhere"), "is no folder"),
     ],
 )
