@@ -16,8 +16,9 @@ R = TypeVar("R")
 def made_ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
     """`make(item)` for every item, in the order of the items, while the caller does other things.
 
-    At most `workers + 1` results wait or are in work. An error of an item comes where its result
-    would come, behind all results before it. When the block ends, however it ends, nothing is left
+    At most `2 * workers` results wait or are in work: with fewer, of workers that end together one
+    would wait until the caller has used a result. An error of an item comes where its result would
+    come, behind all results before it. When the block ends, however it ends, nothing is left
     running; what was begun is finished first.
 
     Args:
@@ -31,7 +32,7 @@ def made_ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iter
     with ThreadPoolExecutor(workers, "ahead") as threads:
         waiting: deque[Future[R]] = deque()
         try:
-            yield _in_order(threads, make, iter(items), waiting, workers + 1)
+            yield _in_order(threads, make, iter(items), waiting, 2 * workers)
         finally:
             for future in waiting:
                 future.cancel()
