@@ -1,0 +1,133 @@
+"""How many answers of the embedded model depend on the batch: float32 and the half precisions.
+
+    python scripts/batch_flips.py --out eval/measured/batch-flips
+
+All questions of the quick sets, batch 1, 8 and 16, unpruned and under HIVTP at 25 %. Answers lie
+in `--answers`, and what lies there is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LOGURU_LEVEL": "WARNING"}
+
+from eval import machine  # noqa: E402
+from eval.efficiency.report import write_csv  # noqa: E402
+from eval.markdown import pipes  # noqa: E402
+from eval.plan.table import load_table, select_rows  # noqa: E402
+
+CONFIG = ROOT / "configs" / "nano" / "table1.yaml"
+ROWS, BATCHES, DTYPES = "full hivtp-25", (1, 8, 16), ("float32", "bfloat16", "float16")
+
+
+def main() -> None:
+    """Ask what is left, write .csv and .md."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("results/batch-flips"))
+    parser.add_argument("--answers", type=Path, default=Path("results/batch-flips-answers"))
+    parser.add_argument("--limit", type=int, help="questions per set; default: all")
+    options = parser.parse_args()
+    options.answers.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in DTYPES:
+            for batch in BATCHES:
+                ask_all(Path(folder), options.answers, dtype, batch, options.limit)
+    rows = list(counts(options.answers))
+    write_csv(options.out.with_name(options.out.name + ".csv"), rows)
+    text = report(rows)
+    options.out.with_name(options.out.name + ".md").write_text(text)
+    print(text)
+
+
+def ask_all(folder: Path, answers: Path, dtype: str, batch: int, limit: int | None) -> None:
+    """Answer all questions at one dtype and batch; a file per row of the table."""
+    table = load_table(CONFIG)
+    rows = [
+        r for r in select_rows(table, ROWS) if not file_of(answers, dtype, r.id, batch).exists()
+    ]
+    if not rows:
+        return
+    import torch
+
+    from eval.nano.datasets import write
+    from eval.run import harness
+    from llava_hivtp.lmms import LlavaHIVTP
+
+    torch.set_num_threads(1)
+    data = write(folder / "data", "quick")
+    model = str(ROOT / table.model)
+    lm = LlavaHIVTP(model, dtype=dtype, device_map="cpu", batch_size=batch, workers=0)
+    for row in rows:
+        lm.model.pruner = row.build()
+        found: dict[str, Any] = {}
+        for task in table.tasks:
+            results = harness.evaluate(lm, harness.load_task(task, data), limit)
+            samples = harness.samples(results, task, lm.answers)
+            found[task] = [(sample.answer, sample.score, sample.patches) for sample in samples]
+            print(f"{dtype} batch {batch} {row.id} {task}", file=sys.__stderr__)
+        found = {"tasks": found, "commit": machine.commit()}
+        path = file_of(answers, dtype, row.id, batch)
+        path.with_suffix(".tmp").write_text(json.dumps(found))
+        path.with_suffix(".tmp").rename(path)
+
+
+def file_of(answers: Path, dtype: str, row: str, batch: int) -> Path:
+    """Where the answers of a row lie."""
+    return answers / f"{dtype}-{row}-{batch}.json"
+
+
+def counts(answers: Path) -> Iterator[dict[str, Any]]:
+    """A row per dtype, row of the table, batch and set."""
+    for dtype in DTYPES:
+        for row in ROWS.split():
+            alone = json.loads(file_of(answers, dtype, row, 1).read_text())
+            for batch in BATCHES[1:]:
+                found = json.loads(file_of(answers, dtype, row, batch).read_text())
+                for task, others in found["tasks"].items():
+                    pairs = list(zip(alone["tasks"][task], others, strict=True))
+                    yield {
+                        "dtype": dtype,
+                        "row": row,
+                        "batch": batch,
+                        "task": task,
+                        "questions": len(pairs),
+                        "differ": sum(a[0] != b[0] for a, b in pairs),
+                        "better": sum(b[1] > a[1] for a, b in pairs),
+                        "worse": sum(b[1] < a[1] for a, b in pairs),
+                        "commit": found["commit"],
+                    }
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """Sums over the sets."""
+    cells = [["dtype", "row", "batch", "questions", "answers that differ", "better", "worse"]]
+    for dtype, name, batch in itertools.product(DTYPES, ROWS.split(), BATCHES[1:]):
+        case = (dtype, name, batch)
+        own = [row for row in rows if (row["dtype"], row["row"], row["batch"]) == case]
+        asked, differ, better, worse = (
+            sum(row[key] for row in own) for key in ("questions", "differ", "better", "worse")
+        )
+        cells.append([dtype, name, str(batch), str(asked), f"{differ} ({differ / asked:.1%})"])
+        cells[-1] += [str(better), str(worse)]
+    return (
+        "`python scripts/batch_flips.py`: the embedded model's quick sets, answers against those "
+        f"at batch 1, and how many of them score better or worse. One thread, "
+        f"{machine.device_name()}, torch {machine.version('torch')}, "
+        f"transformers {machine.version('transformers')}, "
+        f"commits {', '.join(sorted({r['commit'] for r in rows}))}.\n\n{pipes(cells, left=2)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
