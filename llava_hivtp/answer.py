@@ -18,6 +18,8 @@ from llava_hivtp.conversation import build_prompt, template_name
 from llava_hivtp.images import fit_images, open_image, prepare_images
 from llava_hivtp.limits import Limits
 
+PINS = ("cuda",)  # devices to which a copy out of page-locked memory runs beside the host
+
 
 @dataclass(frozen=True)
 class Request:
@@ -97,7 +99,7 @@ def answer_batch(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch of requests as the model takes it, on the CPU."""
+    """A batch of requests as the model takes it, on the CPU; for a GPU in page-locked memory."""
 
     requests: tuple[Request, ...]
     given: dict[str, Any]  # arguments of `generate`: ids as `inputs`, their mask, pixels, sizes
@@ -134,6 +136,8 @@ def prepare_batch(
     else:
         given = _by_chat(model, requests, limits)
     others = _others(model, tokenizer, requests, template)
+    if model.device.type in PINS:
+        given = {name: _pinned(value) for name, value in given.items()}
     return Prepared(tuple(requests), given, others, time.perf_counter() - begun)
 
 
@@ -160,8 +164,9 @@ def answer_prepared(
     until = options.pop("until", None) or []
     until = [until] if isinstance(until, str) else list(until)
     given = dict(prepared.given)
-    ids = given.pop("inputs").to(model.device)  # pixels stay: the model casts them itself
-    given["attention_mask"] = given["attention_mask"].to(model.device)
+    # Pixels stay: the model casts them itself.
+    ids = given.pop("inputs").to(model.device, non_blocking=True)
+    given["attention_mask"] = given["attention_mask"].to(model.device, non_blocking=True)
     clock, sound, start = _FirstToken(), _Sound(), time.perf_counter()
     output = model.generate(
         ids,
@@ -185,6 +190,13 @@ def answer_prepared(
         Answer(_cut(text, until), _length(tokenizer, row), *count, *times)
         for text, row, count in zip(texts, rows, counts, strict=True)
     ]
+
+
+def _pinned(value: Any) -> Any:
+    """A tensor, or each of a list, in page-locked memory; anything else as it is."""
+    if isinstance(value, list):
+        return [_pinned(each) for each in value]
+    return value.pin_memory() if isinstance(value, torch.Tensor) else value
 
 
 def prompt_ids(model: Any, tokenizer: Any, question: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from llava_hivtp.answer import Answer, Prepared, Request
 
+logger = logging.getLogger(__name__)
 _WORKERS = 2  # each prepares some 80 AnyRes images a second: eval/measured/preparation.md
 _DEFAULTS = {"max_new_tokens": 1024, "num_beams": 1}
 _SAMPLING = ("temperature", "top_p", "top_k")  # without effect, and warned of, in greedy decoding
@@ -83,6 +85,7 @@ class LlavaHIVTP(lmms):
         self.batch_size = int(batch_size)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.shrinks = False  # whether a batch that is too large for the memory may be halved
         self.workers = _WORKERS if workers is None else int(workers)
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
@@ -126,25 +129,9 @@ class LlavaHIVTP(lmms):
         """
         sharers = self.team if self.world_size == 1 else Team()
         recalled = sharers.exchange(self._recall(requests))[0]
-        left = [i for i in range(len(requests)) if i not in recalled]
-        batches = list(self._batches(requests, left))
-        own = list(self._in_step(batches, sharers))
-
-        def prepare(part: tuple[list[int], bool]) -> list[tuple[list[int], Prepared]]:
-            return self._prepare_all([self.ready(i, requests) for i in part[0]])
-
-        with (
-            self.progress(len(requests), len(recalled)) as bar,
-            made_ahead(prepare, own, self.workers) as ready,
-        ):
-            for (batch, wanted), prepared in zip(own, ready, strict=True):
-                answers = self._answer_all(prepared)
-                mine = dict(zip(batch, answers, strict=True)) if wanted else {}
-                for finished in sharers.exchange(mine):
-                    if self.journal is not None:
-                        self.journal.add([(requests[i], a) for i, a in finished.items()])
-                    recalled |= finished
-                    bar.update(len(finished))
+        with self.progress(len(requests), len(recalled)) as bar:
+            while not self._answered(requests, recalled, sharers, bar):
+                self._halve()
         ordered = [recalled[i] for i in range(len(requests))]
         self.answers = {
             (instance.args[4], instance.args[3]): answer
@@ -193,6 +180,46 @@ class LlavaHIVTP(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refuse: the tasks of the paper have one round."""
         raise NotImplementedError("llava_hivtp answers one round; multi-round tasks need another")
+
+    def _answered(
+        self,
+        requests: Sequence[Instance],
+        recalled: dict[int, Answer],
+        sharers: Team,
+        bar: Any,
+    ) -> bool:
+        """Answer what is not recalled yet; whether memory was enough.
+
+        False only if the batch may be halved: whatever was answered until then is recalled.
+        """
+        left = [i for i in range(len(requests)) if i not in recalled]
+        own = list(self._in_step(list(self._batches(requests, left)), sharers))
+
+        def prepare(part: tuple[list[int], bool]) -> list[tuple[list[int], Prepared]]:
+            return self._prepare_all([self.ready(i, requests) for i in part[0]])
+
+        try:
+            with made_ahead(prepare, own, self.workers) as ready:
+                for (batch, wanted), prepared in zip(own, ready, strict=True):
+                    answers = self._answer_all(prepared)
+                    mine = dict(zip(batch, answers, strict=True)) if wanted else {}
+                    for finished in sharers.exchange(mine):
+                        if self.journal is not None:
+                            self.journal.add([(requests[i], a) for i, a in finished.items()])
+                        recalled |= finished
+                        bar.update(len(finished))
+        except torch.OutOfMemoryError:
+            if not self.shrinks or self.batch_size == 1 or self.team.count > 1:
+                raise
+            return False
+        return True
+
+    def _halve(self) -> None:
+        """Go on with half the batch; the error's frames, which held the tensors, are gone."""
+        self.batch_size //= 2
+        logger.warning("out of memory: going on with batch %d", self.batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _prepare_all(self, requests: list[Request]) -> list[tuple[list[int], Prepared]]:
         """Requests of equal options, and their places: those without an image by themselves."""

@@ -207,7 +207,8 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
     def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
         """All tiles of all images in one batch."""
         tower = self.get_vision_tower()
-        tiles = [image.pixels.to(device=tower.device, dtype=tower.dtype) for image in pictures]
+        place = {"device": tower.device, "dtype": tower.dtype, "non_blocking": True}
+        tiles = [image.pixels.to(**place) for image in pictures]
         hidden, tap = encode_tiles(tower.vision_tower, torch.cat(tiles), _depth(tower), layers)
         hidden = hidden.to(pictures[0].pixels.dtype)
         return [(VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys), pictures)]

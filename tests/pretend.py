@@ -107,7 +107,11 @@ class _Literals(TorchFunctionMode):
 
 
 class Pretend(TorchDispatchMode):
-    """While the block is open the device works, and `events` counts: "wait", "take", "give"."""
+    """While the block is open the device works, and `events` counts.
+
+    "wait" for the device, "take" from it without waiting, "give" it something, "send" it something
+    while the host goes on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +187,7 @@ class Pretend(TorchDispatchMode):
         if isinstance(tensor, _There) and not is_there:
             self.events["take" if non_blocking else "wait"] += 1
         elif is_there and not isinstance(tensor, _There):
-            self.events["give"] += 1
+            self.events["send" if non_blocking else "give"] += 1
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

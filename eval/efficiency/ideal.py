@@ -86,6 +86,22 @@ def cache_bytes(shape: Shape, request: RequestSizes, itemsize: int, generated: i
     return request.batch * (request.length + generated) * per_token
 
 
+def request_bytes(shape: Shape, request: RequestSizes, itemsize: int, generated: int) -> int:
+    """Most memory of a batch beyond the weights: the cache, and the larger of tower and prefill.
+
+    Of a layer, what one block keeps alive at once: input, residual, queries, keys, values and the
+    output of attention, or the MLP's hidden numbers; besides, in the tower the pixels and what is
+    tapped of four layers, in the prefill the embeddings and the logits of every position.
+    """
+    tower = shape.tower
+    tile = (1 + tower.patches) * max(7 * tower.width, 3 * tower.width + 2 * tower.mlp)
+    tile = (tile + 2 * 3 * tower.side**2) * itemsize + tap_bytes(shape, 4, itemsize)
+    position = max(5 * shape.width + 2 * shape.kv_width, 3 * shape.width + 3 * shape.mlp)
+    position = (position + shape.width + shape.vocab) * itemsize
+    largest = max(request.tiles * tile, request.length * position)
+    return request.batch * largest + cache_bytes(shape, request, itemsize, generated)
+
+
 def request_seconds(
     shape: Shape, request: RequestSizes, itemsize: int, ceilings: Ceilings, new_tokens: int = 1
 ) -> float:

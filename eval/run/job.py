@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -46,7 +46,7 @@ class Job:
 
     shelf: Shelf
     data: Path
-    batch: int = 1
+    batch: int | Callable[[Any], int] = 1  # or what finds it for the loaded model
     timing_n: int = 0  # requests to time per unit; 0: no timing pass
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
     started: float = field(default_factory=time.time)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,19 +27,32 @@ from eval.run.progress import Progress
 if TYPE_CHECKING:
     from llava_hivtp.lmms import LlavaHIVTP
 
+logger = logging.getLogger(__name__)
+
 
 class Worker:
     """Holds a model loaded once; `accuracy` and `times` write the files of a unit."""
 
-    def __init__(self, shelf: Shelf, batch: int, folder: Path, arguments: dict[str, Any]) -> None:
-        """Load the checkpoint; `folder` holds the data, `arguments` are extra model_args."""
+    def __init__(
+        self,
+        shelf: Shelf,
+        batch: int | Callable[[Any], int],
+        folder: Path,
+        arguments: dict[str, Any],
+    ) -> None:
+        """Load the checkpoint; `folder` holds the data, `arguments` are extra model_args.
+
+        A batch that is found for the loaded model is halved where memory runs out.
+        """
         from llava_hivtp.lmms import LlavaHIVTP
 
         model, layout, positions = shelf.table.model, shelf.table.layout, shelf.table.positions
         self.folder, self.code, self.patches = folder, shelf.code, shelf.table.patches
-        self.lm: LlavaHIVTP = LlavaHIVTP(
-            model, layout=layout, positions=positions, batch_size=batch, **arguments
-        )
+        self.lm: LlavaHIVTP = LlavaHIVTP(model, layout=layout, positions=positions, **arguments)
+        self.lm.shrinks = callable(batch)
+        self.lm.batch_size = batch(self.lm.model) if callable(batch) else batch
+        if callable(batch):
+            logger.info("batch %d by the memory that is free", self.lm.batch_size)
         self.protocol = {  # of both passes
             "checkpoint": Path(model).name,
             "checkpoint digest": shelf.checkpoint,

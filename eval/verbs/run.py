@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,9 @@ def run(
     rows: Rows = None,
     tasks: Tasks = None,
     limit: Limit = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size of the accuracy pass.")] = 1,
+    batch: Annotated[
+        str, typer.Option(help="Batch size of the accuracy pass; auto: what fits into memory.")
+    ] = "1",
     out: Out = Path("results"),
     data: Data = Path("data"),
     shard: Annotated[
@@ -55,6 +58,7 @@ def run(
     table = load_table(config, model)
     shelf = _choose(table, out.resolve(), rows, tasks, limit, shard)
     arguments = _arguments(model_args) | ({"zero3": True} if zero3 else {})
+    size = _batch(batch)
     timed = timing_n if timing and not zero3 else 0
     if calibrate and not dry_run:
         raise ValueError("--calibrate measures for a plan: give --dry-run as well")
@@ -62,7 +66,7 @@ def run(
     if dry_run:
         paces = None
         if calibrate:
-            each = (_measured(part, data, batch, arguments, calibrate) for part in parts)
+            each = (_measured(part, data, size, arguments, calibrate) for part in parts)
             paces = {row: pace for found in each for row, pace in found.items()}
         typer.echo(plan(shelf, timed, paces))
         stops = [line for part in parts for line in problems(part, part.units, data, arguments)]
@@ -71,7 +75,7 @@ def run(
         typer.echo(said, nl=bool(stops))
         return
     try:
-        jobs = [Job(part, data.resolve(), batch, timed, arguments) for part in parts]
+        jobs = [Job(part, data.resolve(), size, timed, arguments) for part in parts]
         failed = sum(job.run() for job in jobs)
     except Stopped as stop:
         typer.echo(f"{stop}; the same command goes on from here", err=True)
@@ -81,7 +85,11 @@ def run(
 
 
 def _measured(
-    shelf: Shelf, data: Path, batch: int, arguments: dict[str, Any], seconds: int
+    shelf: Shelf,
+    data: Path,
+    batch: int | Callable[[Any], int],
+    arguments: dict[str, Any],
+    seconds: int,
 ) -> dict[str, float]:
     """Seconds per request of every row, measured here."""
     from eval.run.calibrate import calibrate
@@ -115,6 +123,17 @@ def _shard(chosen: list[Unit], shard: str) -> list[Unit]:
     if not 1 <= number <= count:
         raise ValueError(f"--shard must be i/n with 1 <= i <= n, such as 1/4; got {shard!r}")
     return chosen[number - 1 :: count]
+
+
+def _batch(spelled: str) -> int | Callable[[Any], int]:
+    """A number, or what finds one for a loaded model."""
+    if spelled == "auto":
+        from eval.efficiency.fit import fitting_batch
+
+        return fitting_batch
+    if not spelled.isdecimal() or not int(spelled):
+        raise ValueError(f"--batch takes a number from 1 or auto, got {spelled!r}")
+    return int(spelled)
 
 
 def _arguments(text: str) -> dict[str, str]:

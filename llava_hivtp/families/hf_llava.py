@@ -64,7 +64,8 @@ class PrunedLlavaHF(PrunedHF):
     def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
         """All tiles of all images in one batch."""
         tower = self.model.vision_tower
-        pixels = torch.cat([p.pixels.to(tower.device, tower.dtype) for p in pictures])
+        place = {"device": tower.device, "dtype": tower.dtype, "non_blocking": True}
+        pixels = torch.cat([picture.pixels.to(**place) for picture in pictures])
         hidden, tap = encode_tiles(tower, pixels, _layer(self), layers)
         cls, patches = None, hidden
         if self.tower_of(self).cls:

@@ -8,6 +8,7 @@ from ask import prompt_ids
 from pretend import DEVICE, Pretend, moved
 
 from llava_hivtp import PRUNERS, attach, build_pruner, detach, load
+from llava_hivtp.answer import Request, prepare_batch
 from llava_hivtp.images import prepare_images
 from llava_hivtp.model import PrunedLlava
 
@@ -87,3 +88,22 @@ def test_hivtp_is_waited_for_once_or_never(
     # Two more are cheap: the marks are counted before there is anything to wait for, the check for
     # NaN is read behind LLaVA's own splice (on CUDA its answer has been under way since the tower).
     assert ours.events["wait"] - stock.events["wait"] - 2 == expected(images)
+
+
+@pytest.mark.parametrize("kind", ["v15", "next"])
+def test_pixels_are_pinned_ahead_and_sent_while_the_host_goes_on(llavas, photo, kind, monkeypatch):
+    """On the pretended device, which has no page-locked memory: who asks for it is noted."""
+    model, tokenizer, _ = llavas(kind)[1]
+    attach(model, build_pruner("hivtp"))
+    pinned = []
+    monkeypatch.setattr("llava_hivtp.answer.PINS", (DEVICE.type,))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    requests = [Request(ASK, {}, (photo(size, i),)) for i, size in enumerate(SIZES)]
+    given = prepare_batch(model, tokenizer, requests, "vicuna_v1").given
+    pixels = [given["images"]] if kind == "v15" else [*given["images"]]
+    for tensor in (given["inputs"], given["attention_mask"], *pixels):
+        assert any(tensor.data_ptr() == each.data_ptr() for each in pinned)
+    with Pretend() as there:
+        model.encode(model._pictures(given["images"], given["image_sizes"]), ())
+    assert there.events["send"] == len(SIZES)
+    assert there.events["give"] == there.events["wait"] == 0
