@@ -45,6 +45,9 @@ class _Absent(backend._DummyBackendModule):
     def device_count(self) -> int:
         return 0
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
 
 class _Hook(backend._DummyPrivateUse1Hook):
     def is_available(self) -> bool:
@@ -113,8 +116,10 @@ class Pretend(TorchDispatchMode):
     while the host goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest: float = float("inf")) -> None:
+        """`largest`: bytes of a tensor; for a larger one there is no memory."""
         super().__init__()
+        self.largest, self.most = largest, 0  # allowed, and met so far
         self.events: Counter[str] = Counter()
         self._tape: list[tuple] | None = None  # while something is recorded
         self._literals = _Literals()
@@ -172,6 +177,10 @@ class Pretend(TorchDispatchMode):
         out = operation(*mine[0], **mine[1])
         if not there:
             return out
+        size = max([x.nbytes for x in _tensors(out)], default=0)
+        self.most = max(self.most, size)
+        if size > self.largest:
+            raise torch.OutOfMemoryError("the pretended device is out of memory")
         if self._tape is not None:
             self._tape.append((operation, *mine, _tensors(out)))
         out = tree_map(lambda x: _There(x) if isinstance(x, torch.Tensor) else x, out)

@@ -186,8 +186,11 @@ def test_a_result_cut_in_half_is_run_again(job, table):
 def test_results_of_another_protocol_are_not_added_to(job, table, drawn):
     first = job(table("pope", rows=("full",)))
     assert first.run() == 0
-    second = job(table("pope", rows=("full", "hivtp")), batch=2)
-    with pytest.raises(ValueError, match=r"another --out(.*\n)*.*batch size: 1 \(full\); 2 \(this"):
+    odd = {"arguments": {"dtype": "bfloat16"}}
+    second = job(table("pope", rows=("full", "hivtp")), **odd)
+    with pytest.raises(
+        ValueError, match=r"another --out(.*\n)*.*dtype: float32 \(full\); bfloat16"
+    ):
         second.run()
     assert not store.beside(second.shelf.units[1].path, "failed.json").exists()
 

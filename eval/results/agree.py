@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BATCH = "batch size"
 Protocol = Mapping[str, Any]  # entries; those under "task" hold for one task only
 
 
@@ -15,6 +16,9 @@ class MixedResults(ValueError):
 
 def agreed(kind: str, found: Mapping[str, Mapping[str, Protocol]]) -> dict[str, str]:
     """The entries that the protocols of all rows share, given by row and task.
+
+    In float32 the batch may differ, which flips no answer (eval/measured/batch-flips.md): then all
+    batches are named. In half precision it may not, unless every row left it to the memory.
 
     Raises:
         MixedResults: with every entry in which they differ, and the rows.
@@ -27,7 +31,10 @@ def agreed(kind: str, found: Mapping[str, Mapping[str, Protocol]]) -> dict[str, 
         entries |= {f"{task} {name}": value for name, value in protocol.get("task", {}).items()}
         for name, value in entries.items():
             seen.setdefault(name, {}).setdefault(text_of(value), []).append(row)
-    differing = {name: values for name, values in sorted(seen.items()) if len(values) > 1}
+    free = {BATCH} if set(seen.get("dtype", ())) == {"float32"} else set()
+    differing = {
+        n: values for n, values in sorted(seen.items()) if len(values) > 1 and n not in free
+    }
     if differing:
         lines = [
             f"  {name}: " + "; ".join(f"{value} ({_some(rows)})" for value, rows in values.items())
@@ -37,7 +44,13 @@ def agreed(kind: str, found: Mapping[str, Mapping[str, Protocol]]) -> dict[str, 
             f"{kind} results were measured under different protocols. Choose rows that agree with "
             "--rows, or another --out, or run the odd rows again:\n" + "\n".join(lines)
         )
-    return {name: next(iter(values)) for name, values in sorted(seen.items())}
+    return {
+        name: ", ".join(sorted(values, key=_by_number)) for name, values in sorted(seen.items())
+    }
+
+
+def _by_number(value: str) -> tuple[int, str]:
+    return len(value), value
 
 
 def text_of(value: object) -> str:

@@ -16,6 +16,7 @@ from eval.digests import text_digest
 from eval.machine import provenance
 from eval.plan.units import Unit
 from eval.results import records, store
+from eval.results.agree import BATCH
 from eval.results.records import Result, Sample, Timing, Tokens
 from eval.results.shelf import Shelf
 from eval.results.sources import Sources
@@ -155,7 +156,7 @@ class Worker:
         }
         return self.protocol | {
             "lmms-eval": version("lmms_eval"),
-            "batch size": self.lm.batch_size,
+            BATCH: "by memory" if self.lm.shrinks else self.lm.batch_size,
             "task": own,
         }
 
@@ -191,7 +192,7 @@ class Worker:
             requests=len(samples),
             tokens=Tokens(**means),
             protocol=protocol,
-            provenance=provenance(),
+            provenance=provenance() | ({BATCH: self.lm.batch_size} if self.lm.shrinks else {}),
             seconds=0.0,
             source=self._sources(unit),
         )

@@ -60,6 +60,8 @@ def run(
     arguments = _arguments(model_args) | ({"zero3": True} if zero3 else {})
     size = _batch(batch)
     timed = timing_n if timing and not zero3 else 0
+    if callable(size) and zero3:
+        raise ValueError("--batch auto is each process's own: with --zero3 give a number")
     if calibrate and not dry_run:
         raise ValueError("--calibrate measures for a plan: give --dry-run as well")
     parts = shelf.by_checkpoint()
