@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from eval.plan.table import load_table
 from eval.results.shelf import Shelf
-from eval.run.job import Job
+from eval.run.job import Job, Stopped
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -106,6 +107,81 @@ def test_what_was_answered_before_an_error_is_not_asked_again(table, drawn, tmp_
     whole = Job(Shelf(load_table(config), undisturbed, limit=8), drawn, batch=2)
     assert whole.run() == 0
     assert contents(config, tmp_path / "out", limit=8) == contents(config, undisturbed, limit=8)
+
+
+@pytest.fixture
+def watched(drawn, tmp_path):
+    """A job on 8 questions in batches of 2, two threads ahead; notes which are asked."""
+
+    def make(config, asked, data=drawn, at=None, then=None):
+        job = Job(Shelf(load_table(config), tmp_path / "out", limit=8), data, batch=2)
+        load = job._load
+
+        def noting():
+            worker = load()
+            answer_all = worker.lm._answer_all
+
+            def answer(batch):
+                if len(asked) == at:
+                    then()
+                asked.append([r.question for _, part in batch for r in part.requests])
+                return answer_all(batch)
+
+            assert worker.lm.workers == 2
+            worker.lm._answer_all = answer
+            return worker
+
+        job._load = noting
+        return job
+
+    return make
+
+
+def ahead():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_under_threads_loses_no_answer_and_leaves_none_running(
+    table, drawn, tmp_path, watched, number
+):
+    config, asked = table("pope", rows=("hivtp",)), []
+    with pytest.raises(Stopped, match=number.name):
+        watched(config, asked, at=2, then=lambda: os.kill(os.getpid(), number)).run()
+    assert not ahead()
+    assert journaled(tmp_path / "out") == 4
+    assert watched(config, asked).run() == 0
+    assert sorted(map(len, asked)) == [2, 2, 2, 2]  # none of them twice
+    whole = Job(Shelf(load_table(config), tmp_path / "whole", limit=8), drawn, batch=2)
+    assert whole.run() == 0
+    assert contents(config, tmp_path / "out", limit=8) == contents(
+        config, tmp_path / "whole", limit=8
+    )
+
+
+def test_a_broken_image_in_the_middle_is_named_and_what_was_before_it_stays(
+    table, drawn, tmp_path, watched
+):
+    from pyarrow import array, parquet
+
+    (whole,) = (drawn / "lmms-lab-encoder/POPE").rglob("*.parquet")
+    shutil.copytree(drawn / "lmms-lab-encoder/POPE", tmp_path / "data/lmms-lab-encoder/POPE")
+    rows = parquet.read_table(whole)
+    images = rows["image"].to_pylist()
+    images[5]["bytes"] = images[5]["bytes"][:300]
+    place = rows.schema.get_field_index("image")
+    broken = rows.set_column(place, rows.schema.field(place), array(images, rows["image"].type))
+    parquet.write_table(broken, tmp_path / "data" / whole.relative_to(drawn))
+
+    config, asked = table("pope", rows=("hivtp",)), []
+    job = watched(config, asked, tmp_path / "data")
+    assert job.run() == 1
+    assert not ahead()
+    assert "pope: document 5 cannot be read" in job.shelf.state(job.shelf.units[0]).reason
+    assert journaled(tmp_path / "out") == 2 * len(asked) > 0
+    before = len(asked)
+    assert watched(config, asked, tmp_path / "data").run() == 1
+    assert len(asked) == before  # the rerun comes to the broken one at once
 
 
 @pytest.mark.slow
