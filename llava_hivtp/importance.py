@@ -64,12 +64,15 @@ def column_means_in_pytorch(queries: Tensor, keys: Tensor) -> Tensor:
     """The reference, and the form for devices without the kernel."""
     tiles, heads, length, width = queries.shape
     received = torch.zeros(tiles, length, device=queries.device)
-    step = max(1, SCRATCH // (4 * length * length))
+    step = min(heads, max(1, SCRATCH // (4 * length * length)))
+    # One scratch for all: new memory at every step costs a CPU a fifth of the product's time.
+    scratch = torch.empty(step, length, length, device=queries.device)
     # One tile at a time: a tile's scores cannot depend on how many others there are.
     for tile in range(tiles):
         for start in range(0, heads, step):
             q, k = (x[tile, start : start + step].float() for x in (queries, keys))
-            weights = q * width**-0.5 @ k.transpose(1, 2)  # (heads of this step, 1 + N, 1 + N)
+            weights = scratch[: len(q)]  # (heads of this step, 1 + N, 1 + N)
+            torch.matmul(q * width**-0.5, k.transpose(1, 2), out=weights)
             received[tile] += torch.softmax(weights, -1, out=weights).sum((0, 1))
     return received / (heads * length)
 
