@@ -154,7 +154,7 @@ def _head(asked: Step, found: dict[str, str], share: float) -> list[str]:
     what = "the projector alone" if asked.trained == "projector" else "projector and language model"
     return [
         "; ".join(f"{name} {value}" for name, value in found.items() if value),
-        f"Random weights, {own.layers} language-model layers of width {own.width}, {TEXT} text "
+        f"Random weights, width {own.width}, language-model layers: {own.layers}; {TEXT} text "
         f"tokens, one image, trained: {what}. Forward and backward pass, without the optimizer. "
         f"The timed calls worked {share:.0%} of the time that passed.",
     ]

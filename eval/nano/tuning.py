@@ -143,15 +143,18 @@ def _processor_time() -> float:
 
 
 def report(tuning: Tuning) -> str:
-    """Markdown: every training, before and after, pruned and not, with paired intervals."""
+    """Markdown: every training, before and after, pruned and not, with paired intervals.
+
+    What is not complete yet is left out.
+    """
     before = _scored(tuning, EMBEDDED)
     lines = [("tuned", "asked", "before", "after", "after minus before")]
-    each = [("model", "asked", *before["full"])]
+    each = [("model", "asked", *load_table(CONFIG).tasks)]
     each += [(EMBEDDED.name, name, *_percents(found)) for name, found in before.items()]
     for row in tuning.rows:
         for how in HOW:
             after = _scored(tuning, tuning.model(how, row))
-            for name in (row, "full"):
+            for name in (name for name in (row, "full") if name in after and name in before):
                 gap = difference(after[name], before[name])
                 lines.append(
                     (f"{how}, {row}", name, f"{mean(before[name])}", f"{mean(after[name])}",
