@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from eval.benchmarks.records import BENCHMARKS
+from eval.nano import demo
 from eval.nano.demo import PARTS
 from eval.results import stats
 from eval.results.means import difference, mean, relative
@@ -125,6 +127,20 @@ def test_the_demo_makes_three_tables_a_plot_and_a_summary(tmp_path):
         assert any(re.match(start, line) for line in lines), start
     path = lines[-1]
     assert Path(path.split(" (")[0]).is_file()
+
+
+def test_the_demo_says_where_its_minutes_went(tmp_path, monkeypatch):
+    for name in ("_draw", "_answer", "_time"):
+        monkeypatch.setattr(demo, name, lambda _: None)
+    monkeypatch.setattr(demo, "_write", lambda _: (tmp_path, []))
+    moments = [0, 60, 60, 360, 360, 420, 420, 432]  # seconds, before and behind every stage
+    passed, worked = iter(moments), iter(moments)
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(passed)))
+    monkeypatch.setattr(demo, "_worked", lambda: 2 * next(worked))
+    assert demo.run_demo(demo.Demo(tmp_path))[-1] == (
+        f"{tmp_path} (7.2 minutes, of CPUs 14.4: drawing 1.0 (2.0), answers 5.0 (10.0), "
+        "times 1.0 (2.0), tables 0.2 (0.4))"
+    )
 
 
 def test_every_method_has_a_row_at_every_block_of_the_first_table():

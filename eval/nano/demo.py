@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval import ROOT
@@ -90,13 +91,40 @@ class Demo:
 
 def run_demo(demo: Demo) -> list[str]:
     """Draw, evaluate, time, and write the tables; returns the lines to end with."""
-    began = time.monotonic()
-    _draw(demo)
-    _answer(demo)
-    _time(demo)
-    index, lines = _write(demo)
-    minutes = (time.monotonic() - began) / 60
-    return [NOTE, "", *lines, f"{index} ({minutes:.1f} minutes)"]
+    spent = _Minutes()
+    with spent.of("drawing"):
+        _draw(demo)
+    with spent.of("answers"):
+        _answer(demo)
+    with spent.of("times"):
+        _time(demo)
+    with spent.of("tables"):
+        index, lines = _write(demo)
+    return [NOTE, "", *lines, f"{index} ({spent})"]
+
+
+@dataclass
+class _Minutes:
+    """Minutes of every stage, passed and worked by this process and those it waited for."""
+
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        began, worked = time.monotonic(), _worked()
+        yield
+        self.stages[stage] = (time.monotonic() - began) / 60, (_worked() - worked) / 60
+
+    def __str__(self) -> str:
+        wall, cpu = (sum(each) for each in zip(*self.stages.values(), strict=True))
+        each = ", ".join(f"{name} {w:.1f} ({c:.1f})" for name, (w, c) in self.stages.items())
+        return f"{wall:.1f} minutes, of CPUs {cpu:.1f}: {each}"
+
+
+def _worked() -> float:
+    """CPU seconds so far."""
+    found = os.times()
+    return found.user + found.system + found.children_user + found.children_system
 
 
 def work(demo: Demo, timing: bool) -> None:
