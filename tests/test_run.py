@@ -183,6 +183,25 @@ def test_a_result_cut_in_half_is_run_again(job, table):
     )
 
 
+def test_what_another_process_holds_is_left_for_last(job, table, monkeypatch):
+    """Waiting for it at once cost two processes half a second a unit."""
+    todo = job(table("pope, ocrbench", rows=("full", "hivtp")))
+    first, *others = [unit.path for unit in todo.shelf.units]
+    asked, lock = [], store._try_lock
+
+    def noted(path, patience_s):
+        asked.append((path.name, bool(patience_s)))
+        return lock(path, patience_s)
+
+    with store.locked(first) as ours:
+        assert ours
+        monkeypatch.setattr(store, "_try_lock", noted)
+        todo.run()
+    names = [store.beside(path, "lock").name for path in (first, *others)]
+    assert asked[:5] == [*((name, False) for name in names), (names[0], True)]
+    assert [todo.shelf.state(unit).answered for unit in todo.shelf.units] == [False, *[True] * 3]
+
+
 def test_results_of_another_protocol_are_not_added_to(job, table, drawn):
     first = job(table("pope", rows=("full",)))
     assert first.run() == 0

@@ -29,16 +29,19 @@ def write_json_atomic(path: Path, data: Any) -> None:
     write_atomic(path, [json.dumps(data, indent=1)])
 
 
+PATIENCE_S = 0.5  # `status` probes a lock for an instant
+
+
 @contextmanager
-def locked(result: Path) -> Iterator[bool]:
-    """Hold a unit: yields True if it is ours, False if another process works on it.
+def locked(result: Path, patience_s: float = PATIENCE_S) -> Iterator[bool]:
+    """Hold a unit: yields True if it is ours, False if another process keeps it for so long.
 
     The kernel drops the lock when its process ends, however it ends. Children forked inside the
     block share it.
     """
     path = beside(result, "lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _try_lock(path, patience_s=0.5)
+    handle = _try_lock(path, patience_s)
     if handle is None:
         yield False
         return
@@ -62,7 +65,7 @@ def tidy(result: Path) -> None:
 
 def _try_lock(path: Path, patience_s: float) -> int | None:
     """An open descriptor that holds the lock; None if another process keeps it."""
-    deadline = time.monotonic() + patience_s  # `status` probes a lock for an instant
+    deadline = time.monotonic() + patience_s
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if _flock(handle, fcntl.LOCK_EX):

@@ -21,7 +21,7 @@ from eval.results.shelf import Shelf, State
 from eval.run import preflight
 from eval.run.estimate import summary
 from eval.run.progress import duration
-from eval.run.ranks import own_rank
+from eval.run.ranks import Rank, own_rank
 from eval.run.timing import RowFailed
 
 if TYPE_CHECKING:
@@ -77,11 +77,7 @@ class Job:
                     logger.setLevel(logging.WARNING)
                 worker = self._load()
                 self._agree(worker)
-                for unit in rank.order(left):
-                    self._try(worker, unit)
-                    if rank.team and self.failures:
-                        break  # out of step: the launcher ends the others
-                else:
+                if self._answer(worker, rank, rank.order(left)):
                     if self.timing_n:
                         for task in rank.order(self.shelf.tasks):
                             self._time(worker, [unit for unit in left if unit.task == task])
@@ -133,21 +129,40 @@ class Job:
         tasks = {task for row in found.values() for task in row}
         agreed("stored", {**found, "this run": {t: worker.accuracy_protocol(t) for t in tasks}})
 
-    def _try(self, worker: Worker, unit: Unit) -> None:
+    def _answer(self, worker: Worker, rank: Rank, units: Sequence[Unit]) -> bool:
+        """Answer the units, what others hold last; False if a team is out of step.
+
+        Two processes that go through one list meet at every unit: only at the end does one wait a
+        moment, for somebody like `status` who holds a lock no longer.
+        """
+        for patience_s in (0.0, store.PATIENCE_S):
+            left = []
+            for unit in units:
+                if not self._try(worker, unit, patience_s):
+                    left.append(unit)
+                if rank.team and self.failures:
+                    return False  # the launcher ends the others
+            units = left
+        return True
+
+    def _try(self, worker: Worker, unit: Unit, patience_s: float) -> bool:
+        """Answer a unit if it is to be had; whether it was."""
         try:
-            with self._claimed(unit, worker.lm.team) as ours:
+            with self._claimed(unit, worker.lm.team, patience_s) as ours:
                 if ours:
                     self._do(worker, unit)
+                return ours
         except Exception as error:
             self._fail(unit, error)
+            return True
 
     @contextmanager
-    def _claimed(self, unit: Unit, team: Team) -> Iterator[bool]:
+    def _claimed(self, unit: Unit, team: Team, patience_s: float) -> Iterator[bool]:
         """Hold a unit that is to be answered: yields what the first process of the team finds."""
         if team.index:
             yield team.exchange(False)[0]
             return
-        with store.locked(unit.path) as ours:
+        with store.locked(unit.path, patience_s) as ours:
             ours = ours and not self._failed(unit) and not self.shelf.state(unit).answered
             yield team.exchange(ours)[0]
 
