@@ -77,7 +77,8 @@ def _answer_twice(options: argparse.Namespace) -> dict[str, tuple[Answer, list[f
     pruner = build_pruner(options.pruner, **read_arguments(options.pruner_args))
     image = open_image(options.image, limits)
     model, tokenizer, *_ = load(model_path, layout=options.layout)
-    pruner = for_depth(pruner, model.tower_of(model).layers)
+    tower = model.tower_of(model)
+    pruner = for_depth(pruner, tower.layers, tower.everywhere)
     model.pruner = pruner  # before the first answer: it may not fit
     if lost := unknown_words(tokenizer, options.question):
         print(f"warning: the model has no token for {', '.join(lost)}", file=sys.stderr)

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 # Bytes of attention alive at a time, whatever the tiles, heads and layers: it fits a CPU's cache,
 # which makes four layers of ViT-L/14-336 a quarter faster than a whole layer at a time.
 SCRATCH = 6 * 2**20
+# Bytes of one head's attention alive at a time: an image may have more than 16,384 patches.
+HEAD = 64 * 2**20
 
 
 def received_attention(
@@ -26,14 +28,16 @@ def received_attention(
 
     The mean runs over `layers`, heads and all 1 + N query rows: the CLS row and a token's own
     row count, the CLS column is dropped. Without `cls_row` the CLS row is left out, too. A tower
-    without CLS has neither. On a GPU a Triton kernel does it without a map in memory; elsewhere
+    without CLS has neither; where U patches are merged to a token, theirs are averaged.
+    On a GPU a Triton kernel does it without a map in memory; elsewhere
     PyTorch does, a few heads at a time.
     """
     layers = tuple(layers)
     if not layers:
         raise ValueError("layers is empty; name at least one encoder layer, such as 7 8 9 10")
     received = sum(column_means(*_tapped(features, layer)) for layer in layers)
-    received = received[:, -features.n_patches :] / len(layers)
+    received = received[:, -features.n_patches * features.unit :] / len(layers)
+    received = received.unflatten(1, (-1, features.unit)).mean(2)
     if cls_row or features.cls is None:
         return received
     paid = sum(cls_attention(features, layer) for layer in layers) / len(layers)
@@ -66,14 +70,16 @@ def column_means_in_pytorch(queries: Tensor, keys: Tensor) -> Tensor:
     received = torch.zeros(tiles, length, device=queries.device)
     step = min(heads, max(1, SCRATCH // (4 * length * length)))
     # One scratch for all: new memory at every step costs a CPU a fifth of the product's time.
-    scratch = torch.empty(step, length, length, device=queries.device)
+    high = max(1, min(length, HEAD // (4 * length)))
+    scratch = torch.empty(step, high, length, device=queries.device)
     # One tile at a time: a tile's scores cannot depend on how many others there are.
     for tile in range(tiles):
         for start in range(0, heads, step):
             q, k = (x[tile, start : start + step].float() for x in (queries, keys))
-            weights = scratch[: len(q)]  # (heads of this step, 1 + N, 1 + N)
-            torch.matmul(q * width**-0.5, k.transpose(1, 2), out=weights)
-            received[tile] += torch.softmax(weights, -1, out=weights).sum((0, 1))
+            for rows in (q * width**-0.5).split(high, 1):
+                weights = scratch[: len(q), : rows.shape[1]]  # (heads of this step, rows, 1 + N)
+                torch.matmul(rows, k.transpose(1, 2), out=weights)
+                received[tile] += torch.softmax(weights, -1, out=weights).sum((0, 1))
     return received / (heads * length)
 
 

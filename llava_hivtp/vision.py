@@ -2,6 +2,7 @@
 
 Letters: T tiles of one image, N = n * n patches per tile, D width, H heads, Dh head width,
 P kept tokens. Token 0 of the encoder is CLS. Layers count from 1, as the papers print them.
+Where a tower merges patches (Qwen2.5-VL: U = 4 to a token), N counts what it merges them to.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -30,6 +31,8 @@ class VisionFeatures:
     key: int = 0  # digest of the pixel values: seeds a random choice whatever batch, dtype, device
     tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
     question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that `asks`
+    grid: tuple[int, int] | None = None  # (rows, columns) of the patches; None: a square
+    unit: int = 1  # U consecutive entries of queries and keys belong to one of the N
 
     @property
     def n_tiles(self) -> int:
@@ -43,8 +46,15 @@ class VisionFeatures:
 
     @property
     def n(self) -> int:
-        """Side of the patch grid."""
+        """Side of the patch grid, where it is a square."""
+        if self.grid is not None and self.grid[0] != self.grid[1]:
+            raise ValueError(f"the grid of {self.grid[0]} x {self.grid[1]} patches is no square")
         return grid_side(self.n_patches)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(rows, columns) of the patch grid."""
+        return self.grid or (self.n, self.n)
 
     def projected(self) -> Tensor:
         """All tokens as the language model sees them, (T, N, D_lm) float32."""
@@ -66,7 +76,8 @@ class VisionFeatures:
             cut(self.keys),
             strict=True,
         )
-        return [VisionFeatures(*part, project=self.project) for part in parts]
+        names = ("tokens", "cls", "queries", "keys")
+        return [replace(self, **dict(zip(names, part, strict=True))) for part in parts]
 
 
 @dataclass(frozen=True)

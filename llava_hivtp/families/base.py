@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from llava_hivtp.anyres import LAYOUTS, PLACES, PackedImage, inside
-from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.pruners import Pruner, build_pruner, for_depth
 from llava_hivtp.pruners.base import check_budget
 from llava_hivtp.questions import question_of
 from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
@@ -38,8 +38,9 @@ class Tower:
     """What a method must fit."""
 
     layers: int  # encoder layers
-    patches: int  # of a tile
+    patches: int | None  # of a tile; None: every image has a grid of its own
     cls: bool = True  # has a CLS token
+    everywhere: tuple[int, ...] = ()  # layers that attend to the whole image; () for all
 
 
 # A group of pictures and the features of all their tiles, one behind another.
@@ -200,7 +201,7 @@ class Pruned(nn.Module):
                 with torch.autocast(every.tokens.device.type, enabled=False):
                     # A trainer in bfloat16 would have scores in bfloat16, too.
                     each = select_each(pruner, every, group, self.layout == "inside")
-                check_budget(pruner, each, counts, every.n_patches, len(chosen))
+                check_budget(pruner, each, counts, every.n_patches, len(chosen), every.grid)
                 chosen += each
             except Exception:
                 checks[-1]()  # NaN may have made the method fail: then name the image
@@ -209,9 +210,15 @@ class Pruned(nn.Module):
 
 
 def fitting(pruner: Pruner | str, tower: Tower) -> Pruner:
-    """The method, built if it is a name, after checking that it fits the tower."""
+    """The method, built if it is a name, after checking that it fits the tower.
+
+    Where only some layers attend to the whole image, those of a paper move to these by themselves:
+    scores of patches in different windows do not compare.
+    """
     pruner = build_pruner(pruner) if isinstance(pruner, str) else pruner
     check_pruner(pruner)
+    if tower.everywhere:
+        pruner = for_depth(pruner, tower.layers, tower.everywhere)
     check_fit(pruner, tower)
     return pruner
 
@@ -223,7 +230,18 @@ def check_fit(pruner: Pruner, tower: Tower) -> None:
             f"{type(pruner).__name__} reads the CLS token, this vision tower has none: choose "
             "another method, such as hivtp"
         )
+    if pruner.needs_square and tower.patches is None:
+        raise ValueError(
+            f"{type(pruner).__name__} needs a square grid of patches, here every image has a grid "
+            "of its own: choose another method, such as hivtp"
+        )
     pruner.check(tower.layers, tower.patches)
+    windowed = sorted(set(pruner.layers) - set(tower.everywhere or pruner.layers))
+    if windowed:
+        raise ValueError(
+            f"{type(pruner).__name__}: layers {windowed} attend within windows only, whose scores "
+            f"do not compare; choose from {list(tower.everywhere)}"
+        )
 
 
 def check_pruner(pruner: Any) -> None:

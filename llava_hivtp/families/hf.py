@@ -49,6 +49,16 @@ class PrunedHF(Pruned):
         """The images of a call; takes what only the tower needs out of its arguments."""
         raise NotImplementedError
 
+    def slots(self, image: PackedImage) -> Any:
+        """Index of the placeholders that stay: which of them, matters to no plain positions."""
+        return slice(len(image.tokens))
+
+    def place(self, given: dict[str, Any], marks: Tensor, stay: Tensor) -> None:
+        """Add the whole prompt's positions to a call about to be cut, if what stays keeps them.
+
+        `marks` are the placeholders among (B, S) tokens, `stay` which of them stay.
+        """
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass; not `forward`, which accelerate replaces per instance."""
         if args:
@@ -110,6 +120,7 @@ class PrunedHF(Pruned):
         kept = self._kept_positions(given, seen, marks, packed, pictures)
         stay = self._staying(packed, pictures)
         if not stay.all():
+            self.place(given, marks, stay)
             if mask is None and len(ids) > 1:
                 given["attention_mask"] = torch.ones_like(ids)
             _shorten(given, *_order(seen, marks, stay), self.config.image_token_id)
@@ -161,7 +172,7 @@ class PrunedHF(Pruned):
                     f"image {i} needs {len(image.tokens)} tokens with "
                     f"{type(self.pruner).__name__}, its placeholders are {len(flags)}: keep less"
                 )
-            flags[: len(image.tokens)] = True  # which of them, matters to none
+            flags[self.slots(image)] = True
         return torch.cat(stay)
 
 

@@ -8,4 +8,5 @@ FAMILIES = {
     "LlavaForConditionalGeneration": "llava_hivtp.families.hf_llava:PrunedLlavaHF",
     "LlavaNextForConditionalGeneration": "llava_hivtp.families.hf_llava_next:PrunedLlavaNextHF",
     "LlavaOnevisionForConditionalGeneration": "llava_hivtp.families.hf_onevision:PrunedOnevisionHF",
+    "Qwen2_5_VLForConditionalGeneration": "llava_hivtp.families.hf_qwen2_5_vl:PrunedQwen25VL",
 }

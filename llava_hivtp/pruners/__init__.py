@@ -73,14 +73,15 @@ def build_pruner(name: str, /, **arguments: Any) -> Pruner:
     return cls(**values)
 
 
-def for_depth(pruner: Pruner, depth: int) -> Pruner:
-    """The method for an encoder of another depth than a paper's 24.
+def for_depth(pruner: Pruner, depth: int, among: tuple[int, ...] = ()) -> Pruner:
+    """The method for an encoder of another depth than a paper's 24, reading layers `among` only.
 
     Layers that are a paper's move along, see `PaperLayers.at`; layers that were named stay.
     """
-    if not isinstance(pruner.layers, PaperLayers) or depth == PaperLayers.depth:
+    paper = isinstance(pruner.layers, PaperLayers)
+    if not paper or (depth == PaperLayers.depth and not among):
         return pruner
-    return replace(pruner, layers=pruner.layers.at(depth))
+    return replace(pruner, layers=pruner.layers.at(depth, among))
 
 
 def read_arguments(text: str) -> dict[str, str]:

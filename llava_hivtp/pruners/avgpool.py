@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class AvgPool(Pruner):
     """
 
     keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
+
+    needs_square: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that `keep` is a share."""

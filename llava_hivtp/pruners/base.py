@@ -31,20 +31,24 @@ class PaperLayers(tuple):
 
     depth = 24
 
-    def at(self, depth: int) -> tuple[int, ...]:
+    def at(self, depth: int, among: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The same layers of an encoder of another depth.
 
         The last three keep their distance from the end, the others their share of the depth,
-        rounded up; of two that meet one is left: 7-10 of 24 are 4 and 5 of 12.
+        rounded up; of two that meet one is left: 7-10 of 24 are 4 and 5 of 12. If only layers
+        `among` will do, the nearest of them, of two the lower: 7-10 are 8 and 16 of 8, 16, 24, 32.
         """
-        if depth == self.depth:
+        if depth == self.depth and not among:
             return self
         ends = self.depth - 3
         moved = (
             depth - self.depth + layer if layer > ends else math.ceil(layer * depth / self.depth)
             for layer in self
         )
-        return tuple(dict.fromkeys(max(1, layer) for layer in moved))
+        found = [max(1, layer) for layer in moved]
+        if among:
+            found = [min(among, key=lambda own, to=layer: abs(own - to)) for layer in found]
+        return tuple(dict.fromkeys(found))
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Pruner:
     asks: ClassVar[bool] = False  # reads `VisionFeatures.question`
     question: ClassVar[str] = "own"  # or "other": it shall not be the prompt's own
     needs_cls: ClassVar[bool] = False  # reads the CLS token or its attention: CLIP has one
+    needs_square: ClassVar[bool] = False  # works on n x n patches only
     # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
     # returns tile by tile: then all tiles of a batch come in at once.
     by_tile: ClassVar[bool] = False
@@ -123,6 +128,10 @@ class Pruner:
         """
         return n_tiles * n_patches
 
+    def budget_on(self, grid: tuple[int, int]) -> int:
+        """`budget` for one tile of (rows, columns) patches, which may differ."""
+        return self.budget(1, grid[0] * grid[1])
+
     def varies_by(self) -> str:
         """The setting, such as "fill=False", by which an image decides how many tokens stay.
 
@@ -130,8 +139,11 @@ class Pruner:
         """
         return ""
 
-    def check(self, n_layers: int, n_patches: int) -> None:
-        """Raise a ValueError unless the method fits an encoder of this depth and grid."""
+    def check(self, n_layers: int, n_patches: int | None) -> None:
+        """Raise a ValueError unless the method fits an encoder of this depth and grid.
+
+        `n_patches` is None where every image has a grid of its own.
+        """
         name = type(self).__name__
         self.validate()
         if type(self).layers and not self.layers:
@@ -145,7 +157,8 @@ class Pruner:
         wrong = [layer for layer in self.layers if not 1 <= layer <= n_layers]
         if wrong:
             raise ValueError(f"{name}: layers {wrong} lie outside 1..{n_layers}")
-        self.budget(1, n_patches)
+        if n_patches is not None:
+            self.budget(1, n_patches)
 
 
 @dataclass
@@ -213,13 +226,14 @@ def check_budget(
     tiles: Sequence[int],
     n_patches: int,
     first: int = 0,
+    grid: tuple[int, int] | None = None,
 ) -> None:
     """Raise a ValueError naming method and image if more tokens were chosen than `budget` says.
 
-    Images count from `first`.
+    Images count from `first`. With a `grid` of (rows, columns) `budget_on` says it.
     """
     for i, (kept, n_tiles) in enumerate(zip(chosen, tiles, strict=True), first):
-        most = pruner.budget(n_tiles, n_patches)
+        most = n_tiles * pruner.budget_on(grid) if grid else pruner.budget(n_tiles, n_patches)
         if len(kept) > most:
             raise ValueError(
                 f"{type(pruner).__name__} kept {len(kept)} tokens of image {i} ({n_tiles} tiles of "

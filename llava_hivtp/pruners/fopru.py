@@ -43,17 +43,23 @@ class FoPru(ScorePruner):
         scores = received_attention(features, self.layers, self.cls_row)
         if self.strategy == "rank":
             return scores
-        rows = scores.unflatten(1, (features.n, features.n))
+        rows = scores.unflatten(1, features.sides)
         return rows.mean(2, keepdim=True).expand_as(rows).flatten(1)
 
     def select(self, features: VisionFeatures) -> KeptTokens:
         """Keep the best patches or rows of every tile; ties go to the lowest index."""
-        count = self.budget(1, features.n_patches)
+        count = self.budget_on(features.sides)
         return keep_indices(features, best(finite(self.score(features)), count))
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """floor(keep * N) in every tile, or floor(keep * n) rows of n patches."""
         if self.strategy == "rank":
             return super().budget(n_tiles, n_patches)
-        n = grid_side(n_patches)
-        return n_tiles * share(self.keep, n) * n
+        return n_tiles * self.budget_on((grid_side(n_patches),) * 2)
+
+    def budget_on(self, grid: tuple[int, int]) -> int:
+        """The same on a grid of (rows, columns)."""
+        rows, columns = grid
+        if self.strategy == "rank":
+            return share(self.keep, rows * columns)
+        return share(self.keep, rows) * columns

@@ -55,12 +55,13 @@ class HiPrune(ScorePruner):
         anchors = min(round(Fraction(str(self.alpha)) * count / 5), count // 5)
         middle = received_attention(features, self.layers[:1])
         first = torch.zeros_like(middle).scatter_(1, best(middle, anchors), 1)
-        return received_attention(features, self.layers[1:]) + _with_neighbours(first, features.n)
+        near = _with_neighbours(first, features.sides)
+        return received_attention(features, self.layers[1:]) + near
 
 
-def _with_neighbours(marks: Tensor, n: int) -> Tensor:
-    """Spread marks (T, N) of 0 and 1 to the four neighbours of each on the n x n grid."""
-    grid = marks.unflatten(1, (n, n))
+def _with_neighbours(marks: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Spread marks (T, N) of 0 and 1 to the four neighbours of each on the grid."""
+    grid = marks.unflatten(1, sides)
     spread = grid.clone()
     for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
         spread[:, here] += grid[:, there]

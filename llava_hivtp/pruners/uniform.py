@@ -25,9 +25,12 @@ class Uniform(ScorePruner):
 
     def score(self, features: VisionFeatures) -> Tensor:
         """Minus the place of each patch in the Bayer order, the same in every tile, (T, N)."""
-        axis = torch.arange(features.n, device=features.tokens.device)
-        y, x = axis[:, None], axis[None]
+        rows, columns = features.sides
+        axis = torch.arange(max(rows, columns), device=features.tokens.device)
+        y, x = axis[:rows, None], axis[None, :columns]
         place = torch.zeros_like(y * x)
-        for bit in range(features.n.bit_length()):  # low bits first: neighbours are far apart
+        for bit in range(
+            max(rows, columns).bit_length()
+        ):  # low bits first: neighbours are far apart
             place = 4 * place + 2 * ((x ^ y) >> bit & 1) + (y >> bit & 1)
         return -place.flatten().float().expand(features.n_tiles, -1)
