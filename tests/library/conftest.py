@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 # transformers 4 has neither the classes of the first two nor positions that go on from the last.
 # LLaVA's trainer cannot be imported beside transformers 5.
 BEFORE_5 = int(transformers.__version__.split(".")[0]) < 5
-NEEDS_5 = ["test_hf.py", "test_siglip.py", "test_positions.py"]
+NEEDS_5 = ["test_hf.py", "test_siglip.py", "test_positions.py", "test_qwen2_5_vl.py"]
 collect_ignore = NEEDS_5 if BEFORE_5 else ["test_trainer.py"]
 
 
