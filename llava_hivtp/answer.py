@@ -360,13 +360,17 @@ class _Sound:
 
 
 class _Stop:
-    """Stop a row once one of its strings is there."""
+    """Stop a row once one of its strings is there, in the answer: a prompt may hold them, too."""
 
     def __init__(self, tokenizer: Any, strings: list[str]) -> None:
         self.tokenizer, self.strings = tokenizer, strings
+        self.prompt: int | None = None  # its length here: 0 where embeddings are handed over
         self.window = max(len(string.encode()) for string in strings) + 1  # a byte at least each
 
     def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        ends = self.tokenizer.batch_decode(ids[:, -self.window :], skip_special_tokens=True)
+        if self.prompt is None:  # asked first behind the first token
+            self.prompt = ids.shape[1] - 1
+        answers = ids[:, self.prompt :][:, -self.window :]
+        ends = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         done = [any(string in end for string in self.strings) for end in ends]
         return torch.tensor(done, device=ids.device)

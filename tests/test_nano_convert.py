@@ -113,3 +113,20 @@ def test_the_plug_in_names_the_chat_template_in_the_protocol(pair):
     assert model.conv_template.startswith("chat template ")
     with pytest.raises(ValueError, match="brings its own chat template"):
         LlavaHIVTP(pretrained=folder, conv_template="vicuna_v1", device="cpu")
+
+
+@pytest.mark.parametrize("until", ["ASSISTANT:", "USER", "e"])
+def test_a_stop_string_ends_an_answer_not_the_prompt_that_holds_it(pair, until):
+    """TextVQA's is "ASSISTANT:", which stands in every prompt of Vicuna."""
+    from llava_hivtp.answer import Request, answer_batch
+
+    found = []
+    for model, tokenizer, *_ in pair:
+        attach(model)
+        options = ({"max_new_tokens": 6}, {"max_new_tokens": 6, "until": [until]})
+        requests = [[Request(q, each, (image,)) for image, q in asked(6)] for each in options]
+        free, ended = (answer_batch(model, tokenizer, each, "vicuna_v1") for each in requests)
+        assert [a.text for a in ended] == [a.text.partition(until)[0] for a in free]
+        assert until != "e" or any(until in a.text for a in free)
+        found.append(ended)
+    assert found[0] == found[1]
