@@ -15,7 +15,6 @@ from eval.plan.table import Row
 from eval.plan.tower import Tower, misfit, read_tower, trained_with
 from eval.plan.units import Unit
 from eval.results.shelf import Shelf
-from llava_hivtp.pruners import build_pruner
 
 
 def check(shelf: Shelf, units: Sequence[Unit], data: Path, arguments: Mapping[str, Any]) -> None:
@@ -80,6 +79,8 @@ def _row(row: Row, tower: Tower | None) -> Iterator[str]:
 
 def _tuned(row: Row) -> Iterator[str]:
     """Why a row's own checkpoint is not the one that was tuned under its method."""
+    from llava_hivtp.pruners import build_pruner
+
     said = trained_with(row.checkpoint) or {"pruner": "none", "arguments": []}
     rules = [build_pruner(said["pruner"], **each) for each in said["arguments"]]
     if row.build() not in rules:
