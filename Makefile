@@ -55,20 +55,24 @@ test-all: setup
 
 setup-vllm: $(VLLM_VENV)/ready-$(VLLM)
 
-$(VLLM_VENV)/ready-$(VLLM): setup.py third_party/vllm-$(VLLM).txt
+$(VLLM_VENV)/ready-$(VLLM): setup.py third_party/vllm-$(VLLM).txt $(wildcard third_party/vllm_cpu/*)
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	rm -f $(VLLM_VENV)/ready-*
 	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check -r third_party/vllm-$(VLLM).txt
 ifeq ($(VLLM),cpu)
 	# Built for CUDA: beside a CPU torch they fail whoever imports them. The engine does without.
 	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchaudio torchcodec triton
+	$(VLLM_VENV)/bin/python third_party/vllm_cpu/install.py
 endif
 	$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
-	rm -f $(VLLM_VENV)/ready-*
 	touch $@
 
-# Not every machine can have the engine; then its tests are not run, and that is said.
+# Not every machine can have the engine; then its tests are not run, and that is said. `make -n`
+# runs every line that names the variable MAKE: so the tests stand in a line of their own.
 test-vllm:
-	if $(MAKE) setup-vllm; then $(VLLM_PYTHON) -m pytest -m "slow or not slow" tests/serving; \
+	-$(MAKE) setup-vllm
+	if test -e $(VLLM_VENV)/ready-$(VLLM); then \
+	$(VLLM_PYTHON) -m pytest -m "slow or not slow" tests/serving; \
 	else echo "UNVERIFIED: vLLM ($(VLLM)) cannot be installed here, tests/serving did not run"; fi
 
 lint: setup

@@ -161,8 +161,7 @@ def answer_prepared(
     """
     requests = prepared.requests
     options = {"do_sample": False, **requests[0].options}
-    until = options.pop("until", None) or []
-    until = [until] if isinstance(until, str) else list(until)
+    until = stop_strings(options.pop("until", None))
     given = dict(prepared.given)
     # Pixels stay: the model casts them itself.
     ids = given.pop("inputs").to(model.device, non_blocking=True)
@@ -184,12 +183,17 @@ def answer_prepared(
     seconds = time.perf_counter() - start
     sound.check(requests)
     times = (prepared.seconds, clock.seconds - start, seconds) if timed else ()
-    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     counts = _image_tokens(model, [len(request.images) for request in requests])
     return [
-        Answer(_cut(text, until), _length(tokenizer, row), *count, *times)
-        for text, row, count in zip(texts, rows, counts, strict=True)
+        Answer(*read_tokens(tokenizer, row, until), *count, *times)
+        for row, count in zip(rows, counts, strict=True)
     ]
+
+
+def read_tokens(tokenizer: Any, row: list[int], until: Sequence[str]) -> tuple[str, int]:
+    """Text of what was generated, cut at the first stop string, and its number of tokens."""
+    text = tokenizer.decode(row, skip_special_tokens=True)
+    return _cut(text, until), _length(tokenizer, row)
 
 
 def _pinned(value: Any) -> Any:
@@ -197,6 +201,11 @@ def _pinned(value: Any) -> Any:
     if isinstance(value, list):
         return [_pinned(each) for each in value]
     return value.pin_memory() if isinstance(value, torch.Tensor) else value
+
+
+def stop_strings(until: str | Sequence[str] | None) -> list[str]:
+    """What a task says under `until`, as a list."""
+    return [until] if isinstance(until, str) else list(until or ())
 
 
 def prompt_ids(model: Any, tokenizer: Any, question: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""An official checkpoint, written again as transformers' own LLaVA or LLaVA-NeXT reads it."""
+"""An official checkpoint, written again for transformers' own LLaVA or LLaVA-NeXT, and vLLM."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from llava_hivtp.conversation import build_prompt, template_name
+from llava_hivtp.hub_names import write_hub_names
 from llava_hivtp.loading import TRAINED_WITH, load
 
 IMAGE = "<image>"  # the placeholder, a token that official checkpoints do not have
@@ -72,6 +73,7 @@ def to_transformers(
         chat_template=_chat_template(template_name(str(checkpoint), official)),
     )
     converted.save_pretrained(folder)
+    write_hub_names(folder)
     processor.save_pretrained(folder)
     return Path(folder)
 

@@ -47,14 +47,79 @@ class Journal(Protocol):
         """Keep the answers of a batch for good."""
 
 
-class LlavaHIVTP(lmms):
+class Answering(lmms):
+    """Requests of lmms-eval as documents, answers that a journal remembers; no model yet."""
+
+    is_simple = True
+
+    def __init__(self) -> None:
+        """Without a journal."""
+        super().__init__()
+        self.journal: Journal | None = None
+        self.answers: dict[tuple[str, int], Answer] = {}  # (task, doc_id), of the last evaluation
+        self.shrinks = False  # whether a batch that is too large for the memory may be halved
+
+    def clean(self) -> None:
+        """Keep the model, which lmms-eval would delete: it answers the next task too."""
+
+    def progress(self, total: int, done: int) -> Any:
+        """A bar over requests, with `update(n)`, as a context."""
+        return tqdm(total=total, initial=done, desc="answering", disable=self.rank != 0)
+
+    def ready(self, i: int, requests: Sequence[Instance]) -> Request:
+        """The i-th of all requests, and the question of the one half of them further on.
+
+        That is the other question of a method with question=other, whatever the batch.
+        """
+        other = requests[(i + len(requests) // 2) % len(requests)].args[0]
+        return replace(self.read(requests[i]), other=other if len(requests) > 1 else "")
+
+    def read(self, instance: Instance) -> Request:
+        """Open the document behind a request; a broken image is an error that names it."""
+        from llava_hivtp.answer import Request
+        from llava_hivtp.images import whole_files
+
+        question, options, doc_to_visual, doc_id, task, split = instance.args
+        try:
+            with whole_files():
+                visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{task}: document {doc_id} cannot be read: {error}") from error
+        return Request(question, dict(options), tuple(v for v in visuals if v is not None))
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse: the tasks of the paper all generate."""
+        raise NotImplementedError("llava_hivtp generates answers; it gives no loglikelihood")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse: the tasks of the paper have one round."""
+        raise NotImplementedError("llava_hivtp answers one round; multi-round tasks need another")
+
+    def recall(self, requests: Sequence[Instance]) -> dict[int, Answer]:
+        """Answers that the journal has, by place among the requests."""
+        if self.journal is None:
+            return {}
+        found = {i: self.journal.get(instance) for i, instance in enumerate(requests)}
+        return {i: answer for i, answer in found.items() if answer is not None}
+
+    def handed_in(
+        self, requests: Sequence[Instance], answers: Mapping[int, Answer]
+    ) -> list[GenerationResult]:
+        """The answers to all requests, as lmms-eval takes them."""
+        ordered = [answers[i] for i in range(len(requests))]
+        self.answers = {
+            (instance.args[4], instance.args[3]): answer
+            for instance, answer in zip(requests, ordered, strict=True)
+        }
+        return [GenerationResult(a.text, TokenCounts(output_tokens=a.generated)) for a in ordered]
+
+
+class LlavaHIVTP(Answering):
     """A LLaVA checkpoint with a pruner, answering lmms-eval's requests.
 
     Unlike lmms-eval's own `llava` it honours `until` (lmms-eval gives every task one), leaves the
     task's settings as they are, and lets an error fail the run instead of answering nothing.
     """
-
-    is_simple = True
 
     def __init__(
         self,
@@ -85,7 +150,6 @@ class LlavaHIVTP(lmms):
         self.batch_size = int(batch_size)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.shrinks = False  # whether a batch that is too large for the memory may be halved
         self.workers = _WORKERS if workers is None else int(workers)
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {workers}")
@@ -111,16 +175,11 @@ class LlavaHIVTP(lmms):
                 f"conv_template={conv_template!r} is official LLaVA's; {pretrained} brings its own "
                 "chat template"
             )
-        self.journal: Journal | None = None
-        self.answers: dict[tuple[str, int], Answer] = {}  # (task, doc_id), of the last evaluation
 
     @property
     def device(self) -> torch.device:
         """Where the language model starts."""
         return self.model.device
-
-    def clean(self) -> None:
-        """Keep the model, which lmms-eval would delete: it answers the next task too."""
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer every request; an error in one fails the run.
@@ -128,41 +187,11 @@ class LlavaHIVTP(lmms):
         A team shares the batches, unless lmms-eval has given every process requests of its own.
         """
         sharers = self.team if self.world_size == 1 else Team()
-        recalled = sharers.exchange(self._recall(requests))[0]
+        recalled = sharers.exchange(self.recall(requests))[0]
         with self.progress(len(requests), len(recalled)) as bar:
             while not self._answered(requests, recalled, sharers, bar):
                 self._halve()
-        ordered = [recalled[i] for i in range(len(requests))]
-        self.answers = {
-            (instance.args[4], instance.args[3]): answer
-            for instance, answer in zip(requests, ordered, strict=True)
-        }
-        return [GenerationResult(a.text, TokenCounts(output_tokens=a.generated)) for a in ordered]
-
-    def progress(self, total: int, done: int) -> Any:
-        """A bar over requests, with `update(n)`, as a context."""
-        return tqdm(total=total, initial=done, desc="answering", disable=self.rank != 0)
-
-    def ready(self, i: int, requests: Sequence[Instance]) -> Request:
-        """The i-th of all requests, and the question of the one half of them further on.
-
-        That is the other question of a method with question=other, whatever the batch.
-        """
-        other = requests[(i + len(requests) // 2) % len(requests)].args[0]
-        return replace(self.read(requests[i]), other=other if len(requests) > 1 else "")
-
-    def read(self, instance: Instance) -> Request:
-        """Open the document behind a request; a broken image is an error that names it."""
-        from llava_hivtp.answer import Request
-        from llava_hivtp.images import whole_files
-
-        question, options, doc_to_visual, doc_id, task, split = instance.args
-        try:
-            with whole_files():
-                visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{task}: document {doc_id} cannot be read: {error}") from error
-        return Request(question, dict(options), tuple(v for v in visuals if v is not None))
+        return self.handed_in(requests, recalled)
 
     def answer(self, requests: Sequence[Request], timed: bool = False) -> list[Answer]:
         """Answer a batch: requests of equal options, all of them with images or none."""
@@ -172,14 +201,6 @@ class LlavaHIVTP(lmms):
         return answer_batch(
             self.model, self.tokenizer, asked, self.conv_template, timed=timed, limits=self.limits
         )
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refuse: the tasks of the paper all generate."""
-        raise NotImplementedError("llava_hivtp generates answers; it gives no loglikelihood")
-
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse: the tasks of the paper have one round."""
-        raise NotImplementedError("llava_hivtp answers one round; multi-round tasks need another")
 
     def _answered(
         self,
@@ -249,13 +270,7 @@ class LlavaHIVTP(lmms):
         return [answers[i] for i in range(len(answers))]
 
     def _asked(self, requests: Sequence[Request]) -> list[Request]:
-        return [replace(each, options=_generation(each.options)) for each in requests]
-
-    def _recall(self, requests: Sequence[Instance]) -> dict[int, Answer]:
-        if self.journal is None:
-            return {}
-        found = {i: self.journal.get(instance) for i, instance in enumerate(requests)}
-        return {i: answer for i, answer in found.items() if answer is not None}
+        return [replace(each, options=generation(each.options)) for each in requests]
 
     def _batches(self, requests: Sequence[Instance], left: list[int]) -> Iterator[list[int]]:
         """Indices of requests that share options, longest questions first."""
@@ -277,7 +292,7 @@ class LlavaHIVTP(lmms):
         yield from ((batch, False) for batch in batches[:1] * (most - len(own)))
 
 
-def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
+def generation(options: Mapping[str, Any]) -> dict[str, Any]:
     """A task's settings as `generate` takes them: greedy at temperature 0, as lmms-eval does."""
     sample = (options.get("temperature") or 0) > 0
     unheard = _CHECKPOINTS if sample else (*_CHECKPOINTS, *_SAMPLING)

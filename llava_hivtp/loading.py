@@ -113,7 +113,7 @@ def _options(
 ) -> dict[str, Any]:
     """What `from_pretrained` is told of dtype, place, attention and quantization."""
     device_map = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = _dtype(dtype, device_map)
+    dtype = choose_dtype(dtype, device_map)
     if zero3:
         device_map = "cpu"  # and from there on, share by share
     if isinstance(device_map, (str, torch.device)) and device_map not in PLACEMENTS:
@@ -151,8 +151,46 @@ def _load_transformers(
 ) -> tuple[Any, Any, Any, int]:
     """Model, tokenizer, processor, context length of one of transformers' own classes."""
     config = cls.config_class.from_pretrained(path)
+    _outlined(cls, config, pruner)  # what does not fit is refused before weights are read
+    processor = _processor(cls, path)
+    model = _whole(cls, path, **options)
+    model.chat = processor
+    length = getattr(config.get_text_config(), "max_position_embeddings", 2048)
+    return model, processor.tokenizer, processor, length
+
+
+def outline(
+    path: str | Path, dtype: torch.dtype | str | None = None, layout: str = "unpad"
+) -> tuple[Any, Any]:
+    """A checkpoint of transformers without its weights: model and processor.
+
+    Prompts, pixels and counts of tokens can be had from them, answers can not.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is missing.
+        ValueError: if it is official LLaVA's, or the layout is not supported.
+    """
+    settings = _config_dict(path)
+    cls = _transformers_class(settings)
+    if cls is None:
+        raise ValueError(
+            f"{path} is no checkpoint of transformers' format, such as llava-hf/llava-1.5-7b-hf: "
+            "llava_hivtp.convert.to_transformers writes official ones anew"
+        )
+    check_layout(layout, family_of(cls).layouts)
+    model = _outlined(cls, cls.config_class.from_pretrained(path), Pruner(), layout)
+    model.to(choose_dtype(dtype, "cuda" if torch.cuda.is_available() else "cpu"))
+    model.chat = _processor(cls, path)
+    return model, model.chat
+
+
+def _outlined(cls: type, config: Any, pruner: Pruner, layout: str = "unpad") -> Any:
     with torch.device("meta"):
-        attach(cls(config), pruner)  # what does not fit is refused before weights are read
+        return attach(cls(config), pruner, layout)
+
+
+def _processor(cls: type, path: str | Path) -> Any:
+    """The processor of one of transformers' own classes."""
     try:
         processor = family_of(cls).processor(path)
     except (OSError, ValueError, TypeError) as error:
@@ -160,10 +198,7 @@ def _load_transformers(
             f"the processor in {path} cannot be read ({error}): fetch the checkpoint again"
         ) from error
     processor.tokenizer.padding_side = "left"  # generation continues at the end of a row
-    model = _whole(cls, path, **options)
-    model.chat = processor
-    length = getattr(config.get_text_config(), "max_position_embeddings", 2048)
-    return model, processor.tokenizer, processor, length
+    return processor
 
 
 def _propose(path: str | Path, settings: dict[str, Any], pruner: Pruner) -> None:
@@ -321,7 +356,8 @@ def _check_complete(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} holds no weights: fetch the checkpoint again")
 
 
-def _dtype(dtype: torch.dtype | str | None, device_map: Any) -> torch.dtype:
+def choose_dtype(dtype: torch.dtype | str | None, device_map: Any) -> torch.dtype:
+    """The dtype asked for; by default float16 on a GPU, float32 on a CPU."""
     if dtype is None:
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
         on_gpu = any(str(place) not in ("cpu", "disk") for place in places)

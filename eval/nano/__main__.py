@@ -84,6 +84,23 @@ def tune(
 
 
 @app.command()
+def served(
+    out: Annotated[Path, typer.Option(help="checkpoint, data, results")] = Path(
+        "results/nano/served"
+    ),
+    batch: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    report: Annotated[Path | None, typer.Option(help="Markdown file; else only printed.")] = None,
+) -> None:
+    """Ask the quick sets in process and through vLLM, and count the answers that differ."""
+    from eval.nano.served import measure
+
+    text = measure(out.resolve(), batch)
+    typer.echo(text)
+    if report is not None:
+        report.write_text(text)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="data, results, tables")] = Path("results/nano"),
     size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",

@@ -27,11 +27,15 @@ def read_tower(model: str) -> Tower:
         ValueError: if a config does not say what is needed; the message names the file.
     """
     folder = checkpoint_folder(model)
-    name = _config(folder / "config.json").get("mm_vision_tower")
-    if not isinstance(name, str):
-        raise ValueError(f"{folder / 'config.json'} names no mm_vision_tower: it is no LLaVA")
-    file = (folder / name if (folder / name).is_dir() else checkpoint_folder(name)) / "config.json"
+    file = folder / "config.json"
     config = _config(file)
+    if "vision_config" not in config:  # not of transformers' format, which has the tower within
+        name = config.get("mm_vision_tower")
+        if not isinstance(name, str):
+            raise ValueError(f"{file} names no mm_vision_tower: it is no LLaVA")
+        tower = folder / name if (folder / name).is_dir() else checkpoint_folder(name)
+        file = tower / "config.json"
+        config = _config(file)
     config = config.get("vision_config", config)
     try:
         side = config["image_size"] // config["patch_size"]

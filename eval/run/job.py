@@ -7,7 +7,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +19,7 @@ from eval.results.agree import agreed
 from eval.results.records import Failure, RecordError, Timing
 from eval.results.shelf import Shelf, State
 from eval.run import preflight
+from eval.run.engine import Engine, EngineNotStarted
 from eval.run.estimate import summary
 from eval.run.progress import duration
 from eval.run.ranks import Rank, own_rank
@@ -49,6 +50,7 @@ class Job:
     batch: int | Callable[[Any], int] = 1  # or what finds it for the loaded model
     timing_n: int = 0  # requests to time per unit; 0: no timing pass
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
+    engine: Engine | None = None  # answers instead of a model in this process; never timed
     started: float = field(default_factory=time.time)
     failures: dict[Path, str] = field(default_factory=dict)  # this process's, disk full or not
 
@@ -70,15 +72,17 @@ class Job:
         if left:
             for line in summary(self.shelf, {u.path: s for u, s in states}, self.timing_n):
                 logger.info("%s", line)
-            preflight.check(self.shelf, left, self.data, self.arguments)
+            preflight.check(self.shelf, left, self.data, self.arguments, self.engine)
             left.sort(key=lambda unit: store.beside(unit.path, "failed.json").exists())  # last
             with own_rank(bool(self.arguments.get("zero3"))) as rank:
                 if rank.team and rank.index:
                     logger.setLevel(logging.WARNING)
-                worker = self._load()
-                self._agree(worker)
-                if self._answer(worker, rank, rank.order(left)):
+                with closing(self._load()) as worker:
+                    self._agree(worker)
+                    in_step = self._answer(worker, rank, rank.order(left))
+                if in_step:
                     if self.timing_n:
+                        worker = worker if self.engine is None else self._load_timed()
                         for task in rank.order(self.shelf.tasks):
                             self._time(worker, [unit for unit in left if unit.task == task])
                     rank.wait()
@@ -117,7 +121,13 @@ class Job:
     def _load(self) -> Worker:
         from eval.run.worker import Worker
 
-        return Worker(self.shelf, self.batch, self.data, self.arguments)
+        return Worker(self.shelf, self.batch, self.data, self.arguments, self.engine)
+
+    def _load_timed(self) -> Worker:
+        """The model in this process, for the times of answers that an engine gave."""
+        from eval.run.worker import Worker
+
+        return Worker(self.shelf, 1, self.data, self.arguments)
 
     def _agree(self, worker: Worker) -> None:
         """Refuse to add to results that no table could show beside the new ones."""
@@ -152,6 +162,8 @@ class Job:
                 if ours:
                     self._do(worker, unit)
                 return ours
+        except EngineNotStarted:
+            raise
         except Exception as error:
             self._fail(unit, error)
             return True

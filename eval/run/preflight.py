@@ -11,21 +11,33 @@ from eval.benchmarks import data as datasets
 from eval.benchmarks.records import BENCHMARKS
 from eval.digests import checkpoint_folder
 from eval.plan.reader import ConfigError
+from eval.plan.serving import unservable
 from eval.plan.table import Row
 from eval.plan.tower import Tower, misfit, read_tower, trained_with
 from eval.plan.units import Unit
 from eval.results.shelf import Shelf
+from eval.run.engine import Engine
 
 
-def check(shelf: Shelf, units: Sequence[Unit], data: Path, arguments: Mapping[str, Any]) -> None:
+def check(
+    shelf: Shelf,
+    units: Sequence[Unit],
+    data: Path,
+    arguments: Mapping[str, Any],
+    engine: Engine | None = None,
+) -> None:
     """Raise a ValueError with everything that would stop these units."""
-    found = [*problems(shelf, units, data, arguments), *metrics_missing(units)]
+    found = [*problems(shelf, units, data, arguments, engine), *metrics_missing(units)]
     if found:
         raise ValueError("\n".join(found))
 
 
 def problems(
-    shelf: Shelf, units: Sequence[Unit], data: Path, arguments: Mapping[str, Any] | None = None
+    shelf: Shelf,
+    units: Sequence[Unit],
+    data: Path,
+    arguments: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[str]:
     """What would stop these units: checkpoint, tower, methods, template, data; one line each."""
     tower = None
@@ -37,10 +49,17 @@ def problems(
     wrong = misfit(shelf.table, tower) if tower else None
     if wrong:
         yield wrong
-    for row in {unit.row.id: unit.row for unit in units}.values():
-        yield from _row(row, None if wrong else tower)
+    rows, fit = {unit.row.id: unit.row for unit in units}.values(), []
+    for row in rows:
+        unfit = list(_row(row, None if wrong else tower))
+        yield from unfit
+        fit += [] if unfit else [row]
         if row.checkpoint and tower:
             yield from _tuned(row)
+    if engine is not None:
+        yield from _engine(engine, arguments or {})
+        if tower:
+            yield from unservable(shelf.table, fit)
     try:
         datasets.check(data, dict.fromkeys(unit.task for unit in units))
     except FileNotFoundError as error:
@@ -60,6 +79,15 @@ def metrics_missing(units: Iterable[Unit]) -> Iterator[str]:
         else:
             if metric not in known:
                 yield f"lmms-eval's {task} has no metric {metric}, only {', '.join(sorted(known))}"
+
+
+def _engine(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Why there is no engine, or not one of these settings."""
+    if engine.missing:
+        yield engine.missing
+    for name in ("quantization", "conv_template", "zero3"):
+        if name in arguments:
+            yield f"{name} is of the model in this process and does not go with --engine"
 
 
 def _row(row: Row, tower: Tower | None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from eval.benchmarks import data
 from eval.benchmarks.records import BENCHMARKS
 from eval.digests import text_digest
 from eval.machine import provenance
+from eval.plan.serving import overrides
 from eval.plan.units import Unit
 from eval.results import records, store
 from eval.results.agree import BATCH
@@ -26,9 +27,13 @@ from eval.run.journal import Journal
 from eval.run.progress import Progress
 
 if TYPE_CHECKING:
+    from eval.plan.table import Table
+    from eval.run.engine import Engine
+    from eval.run.served import Served
     from llava_hivtp.lmms import LlavaHIVTP
 
 logger = logging.getLogger(__name__)
+FOR_ENGINE = ("dtype", "max_side", "max_aspect")  # others are the in-process model's
 
 
 class Worker:
@@ -40,16 +45,22 @@ class Worker:
         batch: int | Callable[[Any], int],
         folder: Path,
         arguments: dict[str, Any],
+        engine: Engine | None = None,
     ) -> None:
-        """Load the checkpoint; `folder` holds the data, `arguments` are extra model_args.
+        """Load the checkpoint, or prepare to serve it.
 
-        A batch that is found for the loaded model is halved where memory runs out.
+        Args:
+            shelf: the table, of one checkpoint, and its results.
+            batch: requests at a time; one that is found for the loaded model is halved where memory
+                runs out.
+            folder: of the data.
+            arguments: extra model_args; an engine takes those in `FOR_ENGINE`.
+            engine: answers instead of a model in this process, and gives no times.
         """
-        from llava_hivtp.lmms import LlavaHIVTP
-
         model, layout, positions = shelf.table.model, shelf.table.layout, shelf.table.positions
+        self.engine = engine
         self.folder, self.code, self.patches = folder, shelf.code, shelf.table.patches
-        self.lm: LlavaHIVTP = LlavaHIVTP(model, layout=layout, positions=positions, **arguments)
+        self.lm: LlavaHIVTP | Served = self._model(shelf.table, arguments)
         self.lm.shrinks = callable(batch)
         self.lm.batch_size = batch(self.lm.model) if callable(batch) else batch
         if callable(batch):
@@ -64,8 +75,26 @@ class Worker:
             "quantization": arguments.get("quantization", "none"),
             "image processor": type(self.lm.image_processor).__name__,
         }
+        if engine is not None:
+            self.protocol |= {"attention": "the engine's", "engine": engine.version()}
+            self.protocol["engine's arguments"] = " ".join(engine.arguments)
         if positions != "packed":  # named where it is not LLaVA's own way, as in earlier results
             self.protocol["positions"] = positions
+
+    def _model(self, table: Table, arguments: dict[str, Any]) -> LlavaHIVTP | Served:
+        if self.engine is not None:
+            from eval.run.served import Served
+
+            given = {name: arguments[name] for name in FOR_ENGINE if name in arguments}
+            return Served(table.model, self.engine, table.layout, **given)
+        from llava_hivtp.lmms import LlavaHIVTP
+
+        return LlavaHIVTP(table.model, layout=table.layout, positions=table.positions, **arguments)
+
+    def close(self) -> None:
+        """End the engine, if there is one."""
+        if self.engine is not None:
+            self.lm.close()
 
     def accuracy(self, unit: Unit, label: str) -> float | None:
         """Answer every request of a unit and store score and samples; returns the score.
@@ -138,10 +167,14 @@ class Worker:
     def _sources(self, unit: Unit) -> Sources:
         from llava_hivtp.families import family_of
 
+        if self.engine is not None:
+            return self.code.of(unit.row, type(self.lm).__module__)
         return self.code.of(unit.row, family_of(type(self.lm.model)).__module__)
 
     def _take(self, unit: Unit) -> None:
         self.lm.model.pruner = unit.row.build()
+        if self.engine is not None:
+            self.lm.hivtp = overrides(unit.row)
 
     def accuracy_protocol(self, task: str) -> dict[str, Any]:
         """What the scores of a task hang on: equal in all rows of a table."""

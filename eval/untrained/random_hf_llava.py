@@ -12,6 +12,7 @@ from typing import Any
 from eval.untrained.models import PINPOINTS, tower_config
 from eval.untrained.random_llava import byte_tokenizer
 from eval.untrained.shapes import Encoder, Shape
+from llava_hivtp.hub_names import write_hub_names
 
 CHAT = """{% for message in messages %}{{ message['role'].upper() }}: \
 {% for part in message['content'] %}\
@@ -45,7 +46,7 @@ def _save_weights(folder: Path, config: Any, seed: int) -> None:
     _spread(model)
     model.generation_config.do_sample = False
     model.save_pretrained(folder)
-    _hub_names(folder / "model.safetensors")
+    write_hub_names(folder)
 
 
 def _config(kind: str, shape: Shape, tokenizer: Any) -> Any:
@@ -95,18 +96,6 @@ def _spread(model: Any) -> None:
             weight.data.normal_(0, 0.3)
         elif weight.ndim > 1:
             weight.data.normal_(0, fan_in**-0.5)
-
-
-def _hub_names(file: Path) -> None:
-    """Name the tower's weights as the llava-hf checkpoints do; vLLM 0.32 knows no other names."""
-    from safetensors.torch import load_file, save_file
-
-    short, long = "vision_tower.", "vision_tower.vision_model."
-    state = {
-        name if long in name else name.replace(short, long): weight
-        for name, weight in load_file(file).items()
-    }
-    save_file(state, file, metadata={"format": "pt"})
 
 
 def _processor(kind: str, tokenizer: Any, tower: Encoder) -> Any:

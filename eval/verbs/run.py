@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from eval import ROOT
 from eval.benchmarks.records import BENCHMARKS
 from eval.plan.table import Table, load_table, select_rows, select_tasks
 from eval.plan.units import Unit
 from eval.results.shelf import Shelf
+from eval.run.engine import Engine
 from eval.run.estimate import plan
 from eval.run.job import Job, Stopped
 from eval.run.preflight import check, metrics_missing, problems
@@ -52,6 +55,15 @@ def run(
     zero3: Annotated[
         bool, typer.Option("--zero3", help="Spread the model over torchrun's processes; no times.")
     ] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm: serves the accuracy pass, --batch requests at a time.")
+    ] = None,
+    engine_env: Annotated[
+        Path, typer.Option(help="Virtual environment that has vLLM and this package.")
+    ] = ROOT / ".venv-vllm",
+    engine_args: Annotated[
+        str, typer.Option(help="Further arguments of `vllm serve`, as in '--max-num-seqs 64'.")
+    ] = "",
 ) -> None:
     """Evaluate the rows of a table; finished units are skipped, begun ones resumed."""
     prepare_process()
@@ -64,6 +76,9 @@ def run(
         raise ValueError("--batch auto is each process's own: with --zero3 give a number")
     if calibrate and not dry_run:
         raise ValueError("--calibrate measures for a plan: give --dry-run as well")
+    served = _engine(engine, engine_env, engine_args)
+    if served and (callable(size) or calibrate):
+        raise ValueError("--batch auto and --calibrate are of the model in this process")
     parts = shelf.by_checkpoint()
     if dry_run:
         paces = None
@@ -71,13 +86,15 @@ def run(
             each = (_measured(part, data, size, arguments, calibrate) for part in parts)
             paces = {row: pace for found in each for row, pace in found.items()}
         typer.echo(plan(shelf, timed, paces))
-        stops = [line for part in parts for line in problems(part, part.units, data, arguments)]
+        each = (problems(part, part.units, data, arguments, served) for part in parts)
+        stops = [line for lines in each for line in lines]
         stops += metrics_missing(shelf.units)
         said = "".join(f"\nwould stop the run: {line}" for line in dict.fromkeys(stops))
         typer.echo(said, nl=bool(stops))
         return
     try:
-        jobs = [Job(part, data.resolve(), size, timed, arguments) for part in parts]
+        given = (data.resolve(), size, timed, arguments, served)
+        jobs = [Job(part, *given) for part in parts]
         failed = sum(job.run() for job in jobs)
     except Stopped as stop:
         typer.echo(f"{stop}; the same command goes on from here", err=True)
@@ -125,6 +142,14 @@ def _shard(chosen: list[Unit], shard: str) -> list[Unit]:
     if not 1 <= number <= count:
         raise ValueError(f"--shard must be i/n with 1 <= i <= n, such as 1/4; got {shard!r}")
     return chosen[number - 1 :: count]
+
+
+def _engine(name: str | None, environment: Path, arguments: str) -> Engine | None:
+    if name is None:
+        return None
+    if name != "vllm":
+        raise ValueError(f"--engine takes vllm, got {name!r}")
+    return Engine(environment.absolute(), tuple(shlex.split(arguments)))
 
 
 def _batch(spelled: str) -> int | Callable[[Any], int]:

@@ -51,6 +51,8 @@ def settings_of(config: Any) -> Settings | None:
         arguments.setdefault("fill", True)
     pruner = build_pruner(name, **arguments)
     _check_tower(pruner, name, config)
+    if pruner.asks:
+        raise ValueError(f"{name} chooses by the question, which vLLM's vision tower is not told")
     if pruner.calibrated:
         raise ValueError(f"{name} keeps as many tokens as an image asks for: vLLM cannot make room")
     if setting := pruner.varies_by():

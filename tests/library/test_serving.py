@@ -67,6 +67,12 @@ def test_what_cannot_be_served_is_refused_with_a_remedy(hivtp, changed, message)
         settings_of(config(hivtp, **changed))
 
 
+@pytest.mark.parametrize("name", [name for name, cls in PRUNERS.items() if cls.asks])
+def test_a_method_that_asks_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} chooses by the question"):
+        settings_of(config({"pruner": name, "layout": "mosaic"}, anyres=True))
+
+
 def test_what_the_readme_serves_keeps_what_it_says():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (overrides,) = re.findall(r"--hf-overrides '(.+)'", readme)
@@ -85,7 +91,7 @@ def test_keys_differ_as_settings_do():
     assert settings_of(config({"k": 25})).key == settings_of(config({})).key
 
 
-@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("name", [name for name, cls in PRUNERS.items() if not cls.asks])
 def test_every_method_is_served_under_mosaic_with_layers_that_are_loaded(name):
     layers = {"prumerge": [23], "prumerge_plus": [23]}.get(name)
     given = {"pruner": name, "layout": "mosaic", **({"layers": layers} if layers else {})}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
-import runpy
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +25,7 @@ if INSTALLED:
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the machine may be busy with other things
     }
-    runpy.run_path(str(HERE / "cpu" / "sitecustomize.py"))  # here, and in processes to come:
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "cpu"), str(HERE.parents[1])])
+    os.environ["PYTHONPATH"] = str(HERE.parents[1])  # in processes to come
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -98,19 +95,6 @@ def engine(model, hivtp=None, **arguments):
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
-    """Environment in which the command `vllm` runs.
-
-    It asks for a distribution named vllm, but the CPU build is called vllm-cpu.
-    """
-    environment = dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        version = importlib.metadata.version("vllm-cpu") + "+cpu"
-        place = tmp_path_factory.mktemp("distribution")
-        folder = place / f"vllm-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-        environment["PYTHONPATH"] += os.pathsep + str(place)
-    return environment
+def command():
+    """Environment in which the command `vllm` runs."""
+    return dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="1")

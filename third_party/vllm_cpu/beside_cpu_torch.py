@@ -1,4 +1,4 @@
-"""Lets vLLM start beside a CPU torch; on the path of the tests' processes, nowhere else.
+"""Lets vLLM start beside a CPU torch; installed by `install.py`, imported when Python starts.
 
 vLLM imports torchvision, whose wheel is built for CUDA: beside a CPU torch its import fails for
 want of two operators that nobody calls. They are declared just before it is imported.
