@@ -30,6 +30,7 @@ class PackedImage:
     total: int  # patch tokens this layout passes when nothing is pruned
     place: Tensor  # (L,) where each would lie, had nothing been pruned; see `PLACES`
     span: int  # how long the image would be then
+    is_patch: Tensor  # (L,) bool: no row break
 
 
 def merge_anyres(
@@ -88,10 +89,11 @@ def merge_anyres(
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
         place = torch.cat([place, n * n + torch.arange(high, device=row.device) * length + wide])
     order = key.argsort(stable=True)[: patches + newlines]
+    is_patch = order < len(kept)
     place = _with_the_one_in_front(place[order])
     tokens = tokens[order.clamp(max=len(kept)).to(tokens.device, non_blocking=True)]
     total, span = (n * n + high * each for each in (wide, length))
-    return PackedImage(tokens, kept, patches, newlines, total, place, span)
+    return PackedImage(tokens, kept, patches, newlines, total, place, span, is_patch)
 
 
 def _with_the_one_in_front(place: Tensor) -> Tensor:
@@ -126,4 +128,6 @@ def merge_single(
         place = torch.cat([place, place.new_full((1,), total)])
     place = _with_the_one_in_front(place)
     span = total + (newline is not None)
-    return PackedImage(tokens, kept, patches, len(tokens) - patches, total, place, span)
+    is_patch = torch.arange(len(tokens), device=place.device) < patches
+    newlines = len(tokens) - patches
+    return PackedImage(tokens, kept, patches, newlines, total, place, span, is_patch)

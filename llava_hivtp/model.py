@@ -34,6 +34,7 @@ from llava_hivtp.inputs import (
     check_sizes,
     tiles_of,
 )
+from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.questions import for_images, unpadded_rows
 from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
 
@@ -105,6 +106,7 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
 
     def generate(self, inputs: Any = None, images: Any = None, *args: Any, **kwargs: Any) -> Any:
         """LLaVA's own `generate`, which without images would look up the image mark as a word."""
+        self.check_generation(kwargs, kwargs.get("generation_config"))
         if images is None and isinstance(inputs, Tensor):
             check_marks((inputs == IMAGE_TOKEN_INDEX).sum(1).tolist(), None)
         return super().generate(inputs, images, *args, **kwargs)
@@ -129,20 +131,25 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         check_marks(marks, given["images"], training)
         if given["images"] is None:
             return splice(*call.args, **call.kwargs)
+        self.check_labels(given["labels"])
         questions = self._questions(given, marks) if self.pruner.asks else None
         sequences, check = self._sequences(given["images"], given["image_sizes"], questions)
         given["images"] = _one_per_slot(sequences, marks)
         check_positions(self.positions, self)
         kept = self.positions == "kept"  # without a mask, gaps would look like several rows
-        rows = unpadded_rows(given["input_ids"], given["attention_mask"]) if kept else []
         if given["attention_mask"] is None and (kept or len(given["input_ids"]) > 1):
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
         if not training:  # which pads on the right, as the checkpoint says
             splice = super(PrunedLlava, _padding_left(self)).prepare_inputs_labels_for_multimodal
         spliced = splice(*call.args, **call.kwargs)
-        if kept:
-            spliced = (None, _kept_positions(rows, self.kept, spliced[2]), *spliced[2:])
+        if kept or isinstance(self.pruner, LayerPruner):
+            _, positions, mask, _, embeds, _ = spliced
+            real = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
+            rows = unpadded_rows(given["input_ids"], given["attention_mask"])
+            places, image, patch = _laid_out(rows, self.kept, real.bool())
+            self.note_splice(image, patch, real.bool())
+            spliced = (None, places if kept else positions, *spliced[2:])
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
         return spliced
 
@@ -269,29 +276,41 @@ def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:
     return _Sequences(sequence for row in rows for sequence in row)
 
 
-def _kept_positions(rows: list[Tensor], images: Sequence[PackedImage], mask: Tensor) -> Tensor:
-    """Positions (B, S) of the unpruned prompts, 0 where the mask shows padding.
+def _laid_out(
+    rows: list[Tensor], images: Sequence[PackedImage], real: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the splice made of the prompts, (B, S) each, 0 where there is padding.
+
+    Positions in the unpruned prompts; whether a token is an image's; whether it is a patch of one.
 
     Args:
         rows: token ids of each prompt, without padding.
         images: for every mark; a row without one may have one, which is not read.
-        mask: (B, S), as the splice returns it: a row may have been cut short.
+        real: (B, S) bool, no padding, as the splice returns it: a row may have been cut short.
     """
     slots, found = iter(images), []
     places = [(row == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist() for row in rows]
     unread = len(images) > sum(map(len, places))
-    for row, real, marks in zip(rows, mask.bool(), places, strict=True):
+
+    def text(start: int, end: int) -> Tensor:  # (3, text)
+        place = torch.arange(start, end, device=real.device)
+        return torch.stack([place, *[torch.zeros_like(place)] * 2])
+
+    for row, length, marks in zip(rows, real.sum(1).tolist(), places, strict=True):
         parts, start, before = [], 0, 0
         own = [next(slots) for _ in marks or [0] * unread]
         for mark, image in zip(marks, own, strict=False):
-            text = torch.arange(start, start + mark - before, device=row.device)
-            start += len(text)
-            parts += [text, start + image.place.to(row.device)]
+            parts.append(text(start, start + mark - before))
+            start += mark - before
+            place = start + image.place.to(real.device)
+            patch = image.is_patch.to(place)
+            parts.append(torch.stack([place, torch.ones_like(place), patch]))
             start, before = start + image.span, mark + 1
-        parts.append(torch.arange(start, start + len(row) - before, device=row.device))
-        found.append(torch.cat(parts)[: int(real.sum())])
-    positions = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
-    return positions.masked_scatter(mask.bool(), torch.cat(found).to(mask.device))
+        parts.append(text(start, start + len(row) - before))
+        found.append(torch.cat(parts, 1)[:, :length])
+    columns = torch.zeros(3, *real.shape, dtype=torch.long, device=real.device)
+    positions, image, patch = columns.masked_scatter(real, torch.cat(found, 1))
+    return positions, image.bool(), patch.bool()
 
 
 def _depth(tower: Any) -> int:

@@ -39,7 +39,7 @@ def attach(
     check_layout(layout, family.layouts)
     family.check_model(model)
     check_positions(positions, model)
-    pruner = fitting(pruner, family.tower_of(model))
+    pruner = fitting(pruner, family.tower_of(model), model)
     if not isinstance(model, Pruned):
         model.__class__ = pruned_class(stock)
     model._pruner, model.layout, model.positions = pruner, layout, positions

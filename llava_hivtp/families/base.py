@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from llava_hivtp.anyres import LAYOUTS, PLACES, PackedImage, inside
-from llava_hivtp.pruners import Pruner, build_pruner, for_depth
+from llava_hivtp.dropping import check_decoder, check_generation, dropping
+from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner, for_depth
 from llava_hivtp.pruners.base import check_budget
 from llava_hivtp.questions import question_of
 from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
@@ -97,12 +98,12 @@ class Pruned(nn.Module):
 
     @property
     def pruner(self) -> Pruner:
-        """The method in use; assigning one checks that it fits the vision tower."""
+        """The method in use; assigning one checks that it fits the model."""
         return self._pruner
 
     @pruner.setter
     def pruner(self, pruner: Pruner | str) -> None:
-        self._pruner = fitting(pruner, self.tower_of(self))
+        self._pruner = fitting(pruner, self.tower_of(self), self)
 
     @property
     def kept(self) -> Sequence[PackedImage]:
@@ -112,6 +113,14 @@ class Pruned(nn.Module):
     @kept.setter
     def kept(self, images: Sequence[PackedImage]) -> None:
         self._of_thread.kept = images
+
+    @property
+    def mean_per_layer(self) -> list[float] | None:
+        """Patches that a layer of the language model read, and cached, in this thread's last call.
+
+        The mean over all layers, row by row. None where each read all of `kept`.
+        """
+        return getattr(self._of_thread, "mean_per_layer", None)
 
     @property
     def lock(self) -> threading.RLock:
@@ -137,8 +146,73 @@ class Pruned(nn.Module):
                 not owed to the question.
             kwargs: the stock class's.
         """
-        with self.lock, self.choosing_by(questions):
+        with self.lock, self.choosing_by(questions), self.layers_dropping():
             return super().generate(*args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass; not `forward`, which accelerate replaces per instance.
+
+        Behind a method inside the language model it returns the logits of what is left.
+        """
+        with self.layers_dropping():
+            return super().__call__(*args, **kwargs)
+
+    @contextmanager
+    def layers_dropping(self) -> Iterator[None]:
+        """Let a method inside the language model work in this call; calls within it are part of it.
+
+        The family says meanwhile where it spliced the images in, by `note_splice`.
+        """
+        method, own = self._pruner, self._of_thread
+        if getattr(own, "dropping", False):
+            yield
+            return
+        own.mean_per_layer = None
+        if not isinstance(method, LayerPruner):
+            yield
+            return
+        decoder = self.get_decoder()
+        check_decoder(decoder, method)  # again: its fields may have been changed since
+        own.dropping, own.splice = True, None
+        try:
+            with self.lock, dropping(decoder, method, self._look) as run:
+                yield
+            if own.splice is not None:
+                _, patch, _ = own.splice
+                own.mean_per_layer = run.mean(patch)
+        finally:
+            own.dropping, own.splice = False, None
+
+    def check_generation(self, given: dict[str, Any], config: Any) -> None:
+        """Raise a ValueError if `generate` cannot work so under this method; see `dropping`."""
+        if isinstance(self._pruner, LayerPruner):
+            check_generation(self._pruner, given, config or self.generation_config)
+
+    def check_labels(self, labels: Any) -> None:
+        """Raise a ValueError if there are labels for positions that will be dropped."""
+        if labels is not None and isinstance(self._pruner, LayerPruner):
+            raise ValueError(
+                f"{type(self._pruner).__name__} drops positions inside the language model, so that "
+                "labels have no logits to be compared with: train under a method before it"
+            )
+
+    def note_splice(self, image: Tensor, patch: Tensor, real: Tensor) -> None:
+        """Say where the tokens of `kept` went: (B, S) bool each.
+
+        Args:
+            image: tokens of an image, its row breaks included.
+            patch: the same without row breaks.
+            real: no padding.
+        """
+        self._of_thread.splice = image, patch, real
+
+    def _look(self, rows: int) -> tuple[Tensor, Tensor] | None:
+        """`Dropping`'s: the splice, for as many rows as `generate` made of the prompts."""
+        if self._of_thread.splice is None:
+            return None
+        image, _, real = self._of_thread.splice
+        copies = rows // len(image)
+        return image.repeat_interleave(copies, 0), real.repeat_interleave(copies, 0)
 
     @contextmanager
     def choosing_by(self, questions: Sequence[Tensor] | None) -> Iterator[None]:
@@ -209,8 +283,8 @@ class Pruned(nn.Module):
         return chosen, checks
 
 
-def fitting(pruner: Pruner | str, tower: Tower) -> Pruner:
-    """The method, built if it is a name, after checking that it fits the tower.
+def fitting(pruner: Pruner | str, tower: Tower, model: Any) -> Pruner:
+    """The method, built if it is a name, after checking that it fits tower and model.
 
     Where only some layers attend to the whole image, those of a paper move to these by themselves:
     scores of patches in different windows do not compare.
@@ -219,6 +293,8 @@ def fitting(pruner: Pruner | str, tower: Tower) -> Pruner:
     check_pruner(pruner)
     if tower.everywhere:
         pruner = for_depth(pruner, tower.layers, tower.everywhere)
+    if isinstance(pruner, LayerPruner):
+        check_decoder(model.get_decoder(), pruner)
     check_fit(pruner, tower)
     return pruner
 

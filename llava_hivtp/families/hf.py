@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.families.base import Picture, Pruned, check_positions
+from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.questions import unpadded_rows
 
 # What has an entry per token of the prompt, in its last dimension.
@@ -65,9 +66,11 @@ class PrunedHF(Pruned):
             bound = inspect.signature(type(self).stock.forward).bind(self, *args, **kwargs)
             kwargs = {k: v for k, v in bound.arguments.items() if k not in ("self", "kwargs")}
             kwargs |= bound.arguments.get("kwargs", {})
-        if kwargs.get("pixel_values") is not None:
-            kwargs = self._cut(kwargs)
-        return super().__call__(**kwargs)
+        with self.layers_dropping():
+            if kwargs.get("pixel_values") is not None:
+                self.check_labels(kwargs.get("labels"))
+                kwargs = self._cut(kwargs)
+            return super().__call__(**kwargs)
 
     @torch.no_grad()
     def generate(
@@ -78,13 +81,14 @@ class PrunedHF(Pruned):
             return super().generate(inputs, generation_config, *args, **kwargs)
         prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
         config = generation_config or self.generation_config
+        self.check_generation(kwargs, config)
         if prompt is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = _mask_of(prompt, kwargs, config)
-        with self.choosing_by(kwargs.pop("questions", None)):
+        with self.choosing_by(kwargs.pop("questions", None)), self.layers_dropping():
             given = self._cut(kwargs | {"input_ids": prompt})
-        length = given["input_ids"].shape[1]
-        generation_config = _shorter(given, generation_config, config, prompt.shape[1] - length)
-        output = super().generate(None, generation_config, *args, **given)
+            length = given["input_ids"].shape[1]
+            generation_config = _shorter(given, generation_config, config, prompt.shape[1] - length)
+            output = super().generate(None, generation_config, *args, **given)
         rows = output if isinstance(output, Tensor) else output.sequences
         new = rows[:, length:]
         whole = prompt.to(new).repeat_interleave(len(new) // len(prompt), 0)
@@ -128,8 +132,16 @@ class PrunedHF(Pruned):
             image = given["input_ids"] == self.config.image_token_id
             places = given["position_ids"].to(image.device)
             given["position_ids"] = places.masked_scatter(image, kept.to(image.device))
+        if isinstance(self.pruner, LayerPruner):
+            self._note_splice(given, packed)
         check()
         return given
+
+    def _note_splice(self, given: dict[str, Any], packed: list[PackedImage]) -> None:
+        image, mask = given["input_ids"] == self.config.image_token_id, given.get("attention_mask")
+        patch = torch.cat([one.is_patch for one in packed]).to(image.device)
+        real = torch.ones_like(image) if mask is None else mask.bool().to(image.device)
+        self.note_splice(image, image.masked_scatter(image, patch), real)
 
     def _kept_positions(
         self,

@@ -120,9 +120,8 @@ class PrunedQwen25VL(PrunedHF):
                 f"{type(self.pruner).__name__} keeps tokens that have no position of their own in "
                 "the image: merged ones, or one twice"
             )
-        return PackedImage(
-            tokens[order], kept, len(tokens), 0, picture.places, place, picture.places
-        )
+        total, is_patch = picture.places, torch.ones_like(place, dtype=torch.bool)
+        return PackedImage(tokens[order], kept, len(tokens), 0, total, place, total, is_patch)
 
     def slots(self, image: PackedImage) -> Tensor:
         """Those whose positions the survivors have."""

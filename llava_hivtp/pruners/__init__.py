@@ -14,15 +14,20 @@ from typing import Any
 from llava_hivtp.pruners.avgpool import AvgPool
 from llava_hivtp.pruners.base import PaperLayers, Pruner, ScorePruner
 from llava_hivtp.pruners.cdpruner import CDPruner
+from llava_hivtp.pruners.dart import DART
 from llava_hivtp.pruners.divprune import DivPrune
+from llava_hivtp.pruners.fastv import FastV
 from llava_hivtp.pruners.fopru import FoPru
 from llava_hivtp.pruners.hiprune import HiPrune
 from llava_hivtp.pruners.hired import HiRED
 from llava_hivtp.pruners.hivtp import HIVTP
 from llava_hivtp.pruners.holov import HoloV
+from llava_hivtp.pruners.layered import LayerPruner
+from llava_hivtp.pruners.pdrop import PDrop
 from llava_hivtp.pruners.prumerge import PruMerge, PruMergePlus
 from llava_hivtp.pruners.random import Random
 from llava_hivtp.pruners.scope import SCOPE
+from llava_hivtp.pruners.sparsevlm import SparseVLM
 from llava_hivtp.pruners.uniform import Uniform
 from llava_hivtp.pruners.visionzip import VisionZip
 from llava_hivtp.pruners.vispruner import VisPruner
@@ -46,14 +51,22 @@ PRUNERS: dict[str, type[Pruner]] = {
     "avgpool": AvgPool,
 }
 
+LAYER_PRUNERS: dict[str, type[LayerPruner]] = {  # these work inside the language model
+    "fastv": FastV,
+    "pdrop": PDrop,
+    "sparsevlm": SparseVLM,
+    "dart": DART,
+}
+
 
 def build_pruner(name: str, /, **arguments: Any) -> Pruner:
-    """Build a method by its name in PRUNERS, or one of your own.
+    """Build a method by its name in PRUNERS or LAYER_PRUNERS, or one of your own.
 
     Your own is "package.module:Class" where Python finds the package, that is on PYTHONPATH, or
     "path/file.py:Class".
 
-    Text is read as a command line spells it: `layers="7+8+9+10"`, `c="none"`, `keep="0.25"`.
+    Text is read as a command line spells it: `layers="7+8+9+10"`, `c="none"`, `keep="0.25"`,
+    `encoder="hivtp:r=2:k=25"`.
 
     Raises:
         TypeError: if the name is no text.
@@ -68,8 +81,11 @@ def build_pruner(name: str, /, **arguments: Any) -> Pruner:
     if missing := [key for key in needed if key not in arguments]:
         raise ValueError(f"pruner {name!r} needs {', '.join(missing)}")
     values = {key: _read(value) for key, value in arguments.items()}
-    if "layers" in values:
-        values["layers"] = _layers(values["layers"])
+    for key in ("layers", "after"):
+        if key in values:
+            values[key] = _layers(values[key])
+    if issubclass(cls, LayerPruner):
+        values |= {key: _layered(key, value) for key, value in values.items()}
     return cls(**values)
 
 
@@ -78,6 +94,8 @@ def for_depth(pruner: Pruner, depth: int, among: tuple[int, ...] = ()) -> Pruner
 
     Layers that are a paper's move along, see `PaperLayers.at`; layers that were named stay.
     """
+    if isinstance(pruner, LayerPruner):
+        return replace(pruner, encoder=for_depth(pruner.encoder, depth, among))
     paper = isinstance(pruner.layers, PaperLayers)
     if not paper or (depth == PaperLayers.depth and not among):
         return pruner
@@ -104,22 +122,24 @@ def read_arguments(text: str) -> dict[str, str]:
 def read_pruner(text: str) -> Pruner:
     """Build a method from one word, arguments behind the name: `hivtp:r=2,k=14,c=3`.
 
-    A method of your own keeps its colon: `package.module:Class:keep=0.25`.
+    Inside another method's arguments, where a comma ends, they are `hivtp:r=2:k=14:c=3`. A method
+    of your own keeps its colon: `package.module:Class:keep=0.25`.
     """
-    name, _, arguments = text.rpartition(":") if "=" in text else (text, "", "")
-    return build_pruner(name, **read_arguments(arguments))
+    parts = text.split(":")
+    first = next((i for i, part in enumerate(parts) if "=" in part), len(parts))
+    return build_pruner(":".join(parts[:first]), **read_arguments(",".join(parts[first:])))
 
 
 def find_pruner(name: str) -> type[Pruner]:
     """The class behind a name as `build_pruner` takes it, with its errors."""
     if not isinstance(name, str):
         raise TypeError(f"a pruner's name is text, got {name!r}")
-    if name in PRUNERS:
-        return PRUNERS[name]
+    if name in (known := PRUNERS | LAYER_PRUNERS):
+        return known[name]
     module, colon, attribute = name.rpartition(":")
     if not colon:
         raise ValueError(
-            f"unknown pruner {name!r}; choose from {', '.join(sorted(PRUNERS))}, "
+            f"unknown pruner {name!r}; choose from {', '.join(sorted(known))}, "
             "or name your own as package.module:Class or path/file.py:Class"
         )
     try:
@@ -162,6 +182,16 @@ def _read(value: Any) -> Any:
         return value
 
 
+def _layered(key: str, value: Any) -> Any:
+    """What only methods inside the language model take: shares in a row, another method."""
+    if key == "encoder" and isinstance(value, str):
+        return read_pruner(value)
+    if key == "keep" and isinstance(value, (str, list)):
+        parts = value.split("+") if isinstance(value, str) else value
+        return tuple(_read(part) for part in parts)
+    return value
+
+
 def _layers(value: Any) -> tuple[int, ...]:
     parts = value.split("+") if isinstance(value, str) else value
     parts = [parts] if type(parts) is int else parts
@@ -175,7 +205,9 @@ def _layers(value: Any) -> tuple[int, ...]:
 
 __all__ = [
     "HIVTP",
+    "LAYER_PRUNERS",
     "PRUNERS",
+    "LayerPruner",
     "Pruner",
     "ScorePruner",
     "build_pruner",

@@ -132,6 +132,10 @@ class Pruner:
         """`budget` for one tile of (rows, columns) patches, which may differ."""
         return self.budget(1, grid[0] * grid[1])
 
+    def per_layer(self, tokens: int, depth: int) -> list[int]:
+        """Tokens that each of the language model's `depth` layers reads of those that entered."""
+        return [tokens] * depth
+
     def varies_by(self) -> str:
         """The setting, such as "fill=False", by which an image decides how many tokens stay.
 

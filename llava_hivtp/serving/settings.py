@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_hivtp import __version__
 from llava_hivtp.anyres import LAYOUTS, inside
-from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ def settings_of(config: Any) -> Settings | None:
     if name == "hivtp":
         arguments.setdefault("fill", True)
     pruner = build_pruner(name, **arguments)
+    if isinstance(pruner, LayerPruner):
+        raise ValueError(
+            f"{name} drops tokens inside the language model, where vLLM keeps one length for all "
+            "layers: choose a method before it, such as hivtp"
+        )
     _check_tower(pruner, name, config)
     if pruner.asks:
         raise ValueError(f"{name} chooses by the question, which vLLM's vision tower is not told")

@@ -24,10 +24,12 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from eval.untrained.random_llava import byte_tokenizer
 from llava_hivtp import attach, detach, load
 from llava_hivtp.families.hf_onevision import ImagesOnly
+from llava_hivtp.pruners import build_pruner, read_pruner
 
 SIDE, PATCH, IMAGE = 56, 14, "<image>"
 PINPOINTS = [[SIDE * h, SIDE * w] for h in (1, 2, 3) for w in (1, 2, 3)]
 BLIND = [name for name, method in METHODS.items() if not method.needs_cls]
+INSIDE = {name: build_pruner(name, after=1, keep=0.5) for name in ("fastv", "dart")}
 READS_CLS = [name for name, method in METHODS.items() if method.needs_cls]
 GREEDY = {
     "max_new_tokens": 6,
@@ -118,9 +120,11 @@ def run(model, batch):
     return model.generate(**copy.deepcopy(batch), **GREEDY)
 
 
+@pytest.mark.parametrize("pruner", ["none", "dart:after=1,keep=1.0"])
 @pytest.mark.parametrize("prompts", PROMPTS)
-def test_keep_all_is_stock_to_the_bit(made, photo, prompts):
+def test_keep_all_is_stock_to_the_bit(made, photo, prompts, pruner):
     model, batch = ask(made, photo, PROMPTS[prompts])
+    model.pruner = pruner if pruner == "none" else read_pruner(pruner)
     ours = run(model, batch)
     call = model(**batch).logits
     stock = run(detach(model), batch)
@@ -129,16 +133,16 @@ def test_keep_all_is_stock_to_the_bit(made, photo, prompts):
     assert torch.equal(call, model(**batch).logits)
 
 
-@pytest.mark.parametrize("name", BLIND)
+@pytest.mark.parametrize("name", [*BLIND, *INSIDE])
 def test_methods_that_need_no_cls_run_and_a_batch_is_its_rows(made, photo, name):
     alone = []
     for one in PROMPTS["ragged"]:
         model, batch = ask(made, photo, [one])
-        model.pruner = METHODS[name]
+        model.pruner = (METHODS | INSIDE)[name]
         tokens = run(model, batch).sequences[0, -6:].tolist()
         alone.append((tokens, model.kept[0].kept.patch.tolist()))
     model, batch = ask(made, photo, PROMPTS["ragged"])
-    model.pruner = METHODS[name]
+    model.pruner = (METHODS | INSIDE)[name]
     rows = run(model, batch).sequences[:, -6:].tolist()
     assert [(row, i.kept.patch.tolist()) for row, i in zip(rows, model.kept, strict=True)] == alone
 
