@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -25,6 +24,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LOGURU_LEVEL"
 from eval import machine  # noqa: E402
 from eval.efficiency.report import write_csv  # noqa: E402
 from eval.markdown import pipes  # noqa: E402
+from eval.nano import asked  # noqa: E402
 from eval.plan.table import load_table, select_rows  # noqa: E402
 
 CONFIG = ROOT / "configs" / "nano" / "table1.yaml"
@@ -61,7 +61,6 @@ def ask_all(folder: Path, answers: Path, dtype: str, batch: int, limit: int | No
     import torch
 
     from eval.nano.datasets import write
-    from eval.run import harness
     from llava_hivtp.lmms import LlavaHIVTP
 
     torch.set_num_threads(1)
@@ -69,17 +68,8 @@ def ask_all(folder: Path, answers: Path, dtype: str, batch: int, limit: int | No
     model = str(ROOT / table.model)
     lm = LlavaHIVTP(model, dtype=dtype, device_map="cpu", batch_size=batch, workers=0)
     for row in rows:
-        lm.model.pruner = row.build()
-        found: dict[str, Any] = {}
-        for task in table.tasks:
-            results = harness.evaluate(lm, harness.load_task(task, data), limit)
-            samples = harness.samples(results, task, lm.answers)
-            found[task] = [(sample.answer, sample.score, sample.patches) for sample in samples]
-            print(f"{dtype} batch {batch} {row.id} {task}", file=sys.__stderr__)
-        found = {"tasks": found, "commit": machine.commit()}
-        path = file_of(answers, dtype, row.id, batch)
-        path.with_suffix(".tmp").write_text(json.dumps(found))
-        path.with_suffix(".tmp").rename(path)
+        asked.ask(lm, row, table.tasks, data, limit, file_of(answers, dtype, row.id, batch))
+        print(f"{dtype} batch {batch} {row.id}", file=sys.__stderr__)
 
 
 def file_of(answers: Path, dtype: str, row: str, batch: int) -> Path:
@@ -91,9 +81,9 @@ def counts(answers: Path) -> Iterator[dict[str, Any]]:
     """A row per dtype, row of the table, batch and set."""
     for dtype in DTYPES:
         for row in ROWS.split():
-            alone = json.loads(file_of(answers, dtype, row, 1).read_text())
+            alone = asked.answers(file_of(answers, dtype, row, 1))
             for batch in BATCHES[1:]:
-                found = json.loads(file_of(answers, dtype, row, batch).read_text())
+                found = asked.answers(file_of(answers, dtype, row, batch))
                 for task, others in found["tasks"].items():
                     pairs = list(zip(alone["tasks"][task], others, strict=True))
                     yield {
@@ -115,10 +105,12 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     for dtype, name, batch in itertools.product(DTYPES, ROWS.split(), BATCHES[1:]):
         case = (dtype, name, batch)
         own = [row for row in rows if (row["dtype"], row["row"], row["batch"]) == case]
-        asked, differ, better, worse = (
+        questions, differ, better, worse = (
             sum(row[key] for row in own) for key in ("questions", "differ", "better", "worse")
         )
-        cells.append([dtype, name, str(batch), str(asked), f"{differ} ({differ / asked:.1%})"])
+        cells.append(
+            [dtype, name, str(batch), str(questions), f"{differ} ({differ / questions:.1%})"]
+        )
         cells[-1] += [str(better), str(worse)]
     return (
         "`python scripts/batch_flips.py`: the embedded model's quick sets, answers against those "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.nano import CHECKPOINTS
+from eval.nano import CHECKPOINTS, converted
+from eval.nano.converted import DIFFER, Comparison, compare
 from eval.nano.draw import draw
 from eval.nano.questions import color_of, shape_of
 from eval.nano.text import SHORT
@@ -130,3 +132,21 @@ def test_a_stop_string_ends_an_answer_not_the_prompt_that_holds_it(pair, until):
         assert until != "e" or any(until in a.text for a in free)
         found.append(ended)
     assert found[0] == found[1]
+
+
+def test_lmms_eval_gets_the_same_answers_and_asks_no_request_twice(tmp_path, monkeypatch):
+    part = Comparison(tmp_path / "asked", rows="hivtp-25", limit=2)
+    compare([part], tmp_path / "first.md")
+    monkeypatch.delattr(converted, "LlavaHIVTP")  # now nothing can be asked
+    found = list(part.counts())
+    assert len(found) == 8
+    assert {row["requests"] for row in found} == {2}
+    assert not any(row[name] for row in found for name in DIFFER)
+    file = part.file_of("hivtp-25", "transformers")
+    stored = json.loads(file.read_text())
+    stored["tasks"]["pope"][1][0] += "?"
+    file.write_text(json.dumps(stored))
+    text = compare([part], tmp_path / "second.md")
+    sums = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    assert sums == ["all", "", "", "16", "", "1", "0", "0"]
+    assert (tmp_path / "second.md").read_text() == text

@@ -67,6 +67,29 @@ def convert(
 
 
 @app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("results/nano/converted.md"),
+    folder: Annotated[Path, typer.Option(help="data, converted models, answers")] = Path(
+        "results/nano/compare"
+    ),
+    rows: Annotated[str, typer.Option(help="Rows of Tables 1 and 2.")] = "full hivtp-25",
+    limit: Annotated[int | None, typer.Option(min=1, help="First N questions per set.")] = None,
+) -> None:
+    """Ask the official and the converted models the same; goes on after a stop."""
+    import torch
+
+    from eval.run.quiet import prepare_process
+
+    prepare_process()
+    from eval.nano.converted import PARTS, Comparison
+    from eval.nano.converted import compare as compare_all
+
+    torch.set_num_threads(1)
+    parts = [Comparison(folder, variant, rows, limit) for variant in PARTS]
+    typer.echo(compare_all(parts, out))
+
+
+@app.command()
 def tune(
     out: Annotated[Path, typer.Option(help="data, trainings, results")] = Path("results/nano/tune"),
     trainer: Annotated[
