@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from eval.__main__ import app
 from eval.nano import CHECKPOINTS, converted
 from eval.nano.converted import DIFFER, Comparison, compare
 from eval.nano.draw import draw
@@ -115,6 +117,33 @@ def test_the_plug_in_names_the_chat_template_in_the_protocol(pair):
     assert model.conv_template.startswith("chat template ")
     with pytest.raises(ValueError, match="brings its own chat template"):
         LlavaHIVTP(pretrained=folder, conv_template="vicuna_v1", device="cpu")
+
+
+def test_a_table_of_the_converted_model_is_run_and_shown(pair, drawn, tmp_path):
+    model = pair[1][0].config._name_or_path
+    official = ROOT / "configs" / "nano" / f"table{1 + ('anyres' in model)}.yaml"
+    config = tmp_path / "table.yaml"
+    config.write_text(f"like: {official}\ntitle: T\nmodels: [{model}]\nlayout: unpad\n")
+    rows = [str(config), "--rows", "full hivtp-25", "--limit", "2", "--out", str(tmp_path / "out")]
+    asked = [*rows, "--tasks", "pope"]
+    for call in (["run", *asked, "--data", str(drawn), "--timing-n", "1"], ["status", *asked]):
+        done = CliRunner().invoke(app, call)
+        assert done.exit_code == 0, done.output
+    assert "2 units, 2 done, 0 stale" in done.output
+    shown = CliRunner().invoke(app, ["table", *rows])
+    assert shown.exit_code == 0, shown.output
+    assert "DRY RUN" in shown.output
+
+
+@pytest.mark.parametrize("call", [["efficiency"], ["figures", "--model"], ["explore", "--model"]])
+def test_what_needs_official_llava_says_so(pair, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = pair[1][0].config._name_or_path
+    done = CliRunner().invoke(app, [*call, model])
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert f"{call[0]} takes official LLaVA checkpoints" in said
+    assert "transformers' own" in said
 
 
 @pytest.mark.parametrize("until", ["ASSISTANT:", "USER", "e"])

@@ -94,6 +94,44 @@ def test_budgets_are_those_of_the_paper(identity, kept):
     assert row("table1", identity).build().budget(1, 576) == kept
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_transformers_classes_have_the_papers_rows_and_compare_no_counts_and_times(number):
+    paper, own = table(f"table{number}"), table(f"transformers/table{number}")
+    rows = [row for row in paper.rows if row.set != "tuned"]
+    assert own.model.startswith("llava-hf/")
+    assert own.layout == "unpad"
+    assert [(r.id, r.arguments, r.where) for r in own.rows] == [
+        (r.id, r.arguments, r.where) for r in rows
+    ]
+    for row, printed in zip(own.rows, rows, strict=True):
+        assert row.layout == "unpad"
+        gone = printed.printed.keys() - row.printed.keys()
+        assert gone == ({"retain", "tokens", "ttft_ms", "throughput"} if printed.printed else set())
+        assert row.printed.items() <= printed.printed.items()
+    # One unit where the layout is the same, as everywhere: of its own where it is not.
+    assert (own.rows[1].folder == rows[1].folder) is (number == 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("like: t.yaml", "like: u.yaml", "1: like must name a table's file, got 'u.yaml'"),
+        ("layout: unpad", "layout: flat", "4: layout must be one of"),
+        ("mme]", "time]", r"5: no row of it prints \['time'\]"),
+        ("title: T", "tasks: [mme]", "2: unknown key 'tasks'"),
+    ],
+)
+def test_a_mistake_in_a_table_like_another_is_named(tmp_path, old, new, message):
+    (tmp_path / "t.yaml").write_text(GOOD)
+    text = "like: t.yaml\ntitle: T\nmodels: [a/b]\nlayout: unpad\nunprinted: [mme]\n"
+    path = tmp_path / "like.yaml"
+    path.write_text(text)
+    assert [dict(row.printed) for row in load_table(path).rows[1:2]] == [{"pope": Decimal("84.89")}]
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=rf"like\.yaml:{message}"):
+        load_table(path)
+
+
 def test_arguments_reach_the_pruner_as_written():
     pruner = row("table3", "layers-20-23").build()
     assert (pruner.r, pruner.k, pruner.c, tuple(pruner.layers)) == (2, 25, 2, (20, 21, 22, 23))

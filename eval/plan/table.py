@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ PREPARATION = "preparation_ms"  # before TTFT begins; no paper prints it
 
 _TABLE_KEYS = {"title", "models", "layout", "patches", "tasks", "protocol", "rows"}
 _OPTIONAL_KEYS = {"device", "positions"}
+_LIKE_KEYS = {"like", "title", "models", "layout"}
 _ROW_KEYS = {
     "id",
     "pruner",
@@ -114,20 +116,19 @@ def load_table(path: str | Path, model: str | None = None) -> Table:
     Imports torch, but neither LLaVA nor transformers. A method of the user's whose module is not
     here is no error yet: what was measured with it can still be read.
     """
-    from llava_hivtp.anyres import LAYOUTS, PLACES
+    from llava_hivtp.anyres import PLACES
 
     path = Path(path)
     data = read_yaml(path)
+    if "like" in data:
+        return _like(path, data, model)
     _known(path, data, _TABLE_KEYS | _OPTIONAL_KEYS, required=_TABLE_KEYS)
     models = tuple(_strings(path, data, "models"))
-    if data["layout"] not in LAYOUTS:
-        raise error_at(path, data, "layout", f"layout must be one of {LAYOUTS}")
+    _check_heading(path, data)
     if data.get("positions", "packed") not in PLACES:
         raise error_at(path, data, "positions", f"positions must be one of {PLACES}")
     if type(data["patches"]) is not int or data["patches"] < 1:
         raise error_at(path, data, "patches", "patches must be a count, such as 576")
-    if not isinstance(data["title"], str):
-        raise error_at(path, data, "title", f"title must be text, got {data['title']!r}")
     tasks = _tasks(path, data)
     table = Table(
         path=path,
@@ -192,6 +193,44 @@ def select_tasks(table: Table, names: str | None = None) -> tuple[str, ...]:
         for task in table.tasks
         if not wanted or task in wanted or BENCHMARKS[task].column in wanted
     )
+
+
+def _like(path: Path, data: Mapping, model: str | None) -> Table:
+    """Another table on other checkpoints in another layout; `unprinted` columns are not compared.
+
+    Without its tuned rows, whose checkpoints are of the other table's classes.
+    """
+    _known(path, data, _LIKE_KEYS | {"unprinted"}, required=_LIKE_KEYS)
+    _check_heading(path, data)
+    models = tuple(_strings(path, data, "models"))
+    columns = _strings(path, data, "unprinted") if "unprinted" in data else []
+    other = Path(os.path.normpath(path.parent / str(data["like"])))
+    if not other.is_file():
+        raise error_at(path, data, "like", f"like must name a table's file, got {data['like']!r}")
+    table = load_table(other, model or models[0])
+    unknown = set(columns) - {name for row in table.rows for name in row.printed}
+    if unknown:
+        raise error_at(path, data, "unprinted", f"no row of it prints {sorted(unknown)}")
+    rows = [
+        replace(
+            row,
+            layout=data["layout"],
+            printed={name: row.printed[name] for name in row.printed if name not in columns},
+        )
+        for row in table.rows
+        if not row.checkpoint
+    ]
+    own = {"title": data["title"], "models": models, "layout": data["layout"]}
+    return replace(table, path=path, rows=tuple(rows), **own)
+
+
+def _check_heading(path: Path, data: Mapping) -> None:
+    from llava_hivtp.anyres import LAYOUTS
+
+    if data["layout"] not in LAYOUTS:
+        raise error_at(path, data, "layout", f"layout must be one of {LAYOUTS}")
+    if not isinstance(data["title"], str):
+        raise error_at(path, data, "title", f"title must be text, got {data['title']!r}")
 
 
 def _rows(path: Path, data: Mapping, table: Table) -> tuple[Row, ...]:

@@ -24,6 +24,10 @@ def explore(
     from llava_hivtp.quiet import quieten
 
     quieten()
+    from eval.nano import EMBEDDED
+    from eval.plan.tower import check_official
+
+    check_official(model or EMBEDDED, "explore")
     try:
         from eval.explorer.page import build_page, launch
     except ImportError as error:
@@ -31,7 +35,6 @@ def explore(
             f"the page needs gradio ({error}): pip install 'llava_hivtp[demo]'"
         ) from error
     from eval.explorer.shared import SharedModel
-    from eval.nano import EMBEDDED
     from llava_hivtp.loading import load
 
     llava, tokenizer, _, _ = load(model or EMBEDDED)
