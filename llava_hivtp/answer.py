@@ -46,6 +46,8 @@ class Answer:
     preparation: float | None = field(default=None, compare=False)  # before the clock starts
     ttft: float | None = field(default=None, compare=False)  # to the first token on the host
     seconds: float | None = field(default=None, compare=False)  # to the whole answer
+    # Patches that a layer of the language model read and cached, on average; None: all `patches`.
+    mean_per_layer: float | None = None
 
 
 def answer(
@@ -184,9 +186,10 @@ def answer_prepared(
     sound.check(requests)
     times = (prepared.seconds, clock.seconds - start, seconds) if timed else ()
     counts = _image_tokens(model, [len(request.images) for request in requests])
+    layers = model.mean_per_layer or [None] * len(rows)
     return [
-        Answer(*read_tokens(tokenizer, row, until), *count, *times)
-        for row, count in zip(rows, counts, strict=True)
+        Answer(*read_tokens(tokenizer, row, until), *count, *times, mean_per_layer=mean)
+        for row, count, mean in zip(rows, counts, layers, strict=True)
     ]
 
 

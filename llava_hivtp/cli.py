@@ -119,6 +119,8 @@ def _side_by_side(answers: Mapping[str, tuple[Answer, list[float]]]) -> str:
     columns = [_column(["", "answer", "image tokens", "first token", f"of {_TIMED} requests"])]
     for title, (found, times) in answers.items():
         tokens = f"{found.patches} of {found.total}"
+        if found.mean_per_layer is not None:
+            tokens += f", {found.mean_per_layer:.1f} in the mean layer"
         least, middle, most = (1000 * time for time in (min(times), median(times), max(times)))
         spread = f"{least:.0f} to {most:.0f} ms"
         columns.append(_column([title, found.text, tokens, f"{middle:.0f} ms", spread]))

@@ -56,6 +56,9 @@ def table(tmp_path, tiny):
             "full": "  - {id: full, pruner: none, block: 100}",
             "hivtp": "  - {id: hivtp, pruner: hivtp, r: 2, k: 25, c: 2, layers: [2, 3], block: 50}",
             "deep": "  - {id: deep, pruner: hivtp, r: 2, k: 25, c: 2, layers: [9], block: 50}",
+            "inside": "  - {id: inside, pruner: fastv, after: 1, keep: 0.25, block: 63}",
+            "both": "  - {id: both, pruner: pdrop, after: [1], keep: [0.5],"
+            " encoder: 'hivtp:r=2:k=25:c=2:layers=2+3', block: 40}",
             "failing": "  - {id: failing, pruner: 'external_pruner:Failing', keep: 0.5, block: 50}",
         }
         path = tmp_path / "table.yaml"

@@ -354,6 +354,27 @@ def test_closed_form_flops_are_those_torch_counts(models, make_inputs, kind, bat
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_closed_forms_follow_what_is_dropped_between_layers(models, make_inputs, kind):
+    model, _ = models[kind]
+    inputs, shape = make_inputs(kind), KINDS[kind]
+    case = Case("fastv", build_pruner("fastv", after=1, keep=0.5))
+    run, counted = timed_model.count_flops(lambda: request.run_request(model, case, inputs, 1))
+    sizes = request.sizes_of(model, case, inputs, run)
+    image = run.length - inputs.text
+    assert sizes.lengths == (run.length, inputs.text + image // 2)
+    # Queries and keys of the first layer made again, and what the last row attends to.
+    again = 2 * run.length * shape.width * (shape.width + shape.kv_width + 1)
+    assert counted == ideal.stages(shape, sizes, 4).flops + again
+    half = replace(sizes, length=inputs.text + image // 2, lengths=())
+    whole, pruned = (
+        ideal.cache_bytes(shape, each, 4) for each in (replace(half, length=run.length), half)
+    )
+    assert ideal.cache_bytes(shape, sizes, 4) == (whole + pruned) / 2
+    with pytest.raises(ValueError, match="fastv drops tokens inside the language model: no --gra"):
+        request.run_request(model, case, inputs, 1, graphs=graphs.Graphs(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_closed_form_cache_is_the_cache(models, make_inputs, kind):
     model, _ = models[kind]
     found = []

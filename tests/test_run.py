@@ -296,7 +296,9 @@ def test_rows_between_the_two_measured_ones_lie_on_the_line(monkeypatch):
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(calibrate.official, "load_task", lambda *_: None)
     monkeypatch.setattr(calibrate.official, "requests", lambda *_: [1, 2])
-    lm = SimpleNamespace(batch_size=2, model=SimpleNamespace(pruner=None))
+    decoder = SimpleNamespace(layers=[None] * 32)
+    model = SimpleNamespace(pruner=None, get_decoder=lambda: decoder)
+    lm = SimpleNamespace(batch_size=2, model=model)
 
     def generate(instances):
         for _ in range(lm.model.pruner.budget(1, 576)):

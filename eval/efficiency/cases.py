@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from eval.plan.table import Row
 from llava_hivtp.pruners import Pruner, build_pruner
@@ -45,11 +46,21 @@ def table_cases(rows: Iterable[Row], layouts: Sequence[str]) -> list[Case]:
 
 
 def spelled_cases(
-    pruners: Mapping[str, Pruner], layouts: Sequence[str], n_patches: int
+    pruners: Mapping[str, Pruner], layouts: Sequence[str], n_patches: int, depth: int
 ) -> list[Case]:
-    """Methods by their spelling, each under every layout, for tiles of `n_patches`."""
+    """Methods by their spelling, each under every layout.
+
+    Their block is what the mean of the language model's `depth` layers reads of a tile of
+    `n_patches`.
+    """
+    blocks = {
+        spelled: round(
+            100 * fmean(method.per_layer(method.budget(1, n_patches), depth)) / n_patches
+        )
+        for spelled, method in pruners.items()
+    }
     return [
-        Case(spelled, pruner, layout, round(100 * pruner.budget(1, n_patches) / n_patches))
+        Case(spelled, pruner, layout, blocks[spelled])
         for spelled, pruner in pruners.items()
         for layout in layouts
     ]

@@ -43,9 +43,13 @@ class Result:
     flops: int  # as torch counts them, up to the first token
 
     @property
-    def image_tokens(self) -> int:
-        """Positions an image takes in the language model, newlines included."""
-        return self.request.length - self.setting.text
+    def image_tokens(self) -> float:
+        """Positions an image takes in a layer of the language model, newlines included, on average.
+
+        Layers cache what they read.
+        """
+        layers = self.setting.shape.layers
+        return self.request.total(layers) / layers - self.setting.text
 
     @property
     def ttft(self) -> Spread:
@@ -151,8 +155,8 @@ class Comparison:
             share = sum(self.base.stage(name).median for name in UNTOUCHED) / base_ttft
             return (
                 f"No more can be had: {share:.0%} of the base's time is tower, splice and choosing "
-                f"a token, which no pruning shortens, and {self.result.image_tokens} of "
-                f"{self.base.image_tokens} tokens stay."
+                f"a token, which no pruning shortens, and {self.result.image_tokens:g} of "
+                f"{self.base.image_tokens:g} tokens stay."
             )
         if worst == "select":
             return (

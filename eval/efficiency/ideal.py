@@ -41,6 +41,11 @@ class RequestSizes:
     depth: int  # encoder layers that run
     projected: int  # tokens per image that pass the projector
     length: int  # positions of the prompt, image included, in the language model
+    lengths: tuple[int, ...] = ()  # in each of its layers, where they differ
+
+    def total(self, layers: int) -> int:
+        """Positions summed over the layers."""
+        return sum(self.lengths) if self.lengths else layers * self.length
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ def stages(shape: Shape, request: RequestSizes, itemsize: int) -> Stages:
 
 def decode(shape: Shape, request: RequestSizes, itemsize: int, step: int) -> Work:
     """Work of the `step`-th token after the first (from 1): every weight and cached key is read."""
-    length = request.length + step
+    seen = request.total(shape.layers) + shape.layers * step
     per_layer = _lm_layer_weights(shape)
-    flops = 2 * shape.layers * per_layer + 4 * shape.layers * shape.width * length
+    flops = 2 * shape.layers * per_layer + 4 * shape.width * seen
     weights = shape.layers * per_layer + shape.width * shape.vocab
     flops = request.batch * (flops + 2 * shape.width * shape.vocab)
     return Work(flops, weights * itemsize + cache_bytes(shape, request, itemsize, step))
@@ -82,8 +87,8 @@ def decode(shape: Shape, request: RequestSizes, itemsize: int, step: int) -> Wor
 
 def cache_bytes(shape: Shape, request: RequestSizes, itemsize: int, generated: int = 0) -> int:
     """Keys and values of the prompt and of `generated` tokens."""
-    per_token = 2 * shape.layers * shape.kv_width * itemsize
-    return request.batch * (request.length + generated) * per_token
+    positions = request.total(shape.layers) + shape.layers * generated
+    return request.batch * positions * 2 * shape.kv_width * itemsize
 
 
 def request_bytes(shape: Shape, request: RequestSizes, itemsize: int, generated: int) -> int:
@@ -157,12 +162,12 @@ def _project(shape: Shape, request: RequestSizes, itemsize: int) -> Work:
 
 
 def _prefill(shape: Shape, request: RequestSizes, itemsize: int) -> Work:
-    """LLaVA asks for the logits of every position, not of the last one alone."""
-    length = request.length
-    head = shape.width * shape.vocab
-    layer = 2 * _lm_layer_weights(shape) * length + 4 * length**2 * shape.width
-    flops = request.batch * (shape.layers * layer + 2 * head * length)
-    weights = shape.layers * _lm_layer_weights(shape) + head
+    """LLaVA asks for the logits of every position left, not of the last one alone."""
+    lengths = request.lengths or (request.length,) * shape.layers
+    head, per_layer = shape.width * shape.vocab, _lm_layer_weights(shape)
+    layers = sum(2 * per_layer * length + 4 * length**2 * shape.width for length in lengths)
+    flops = request.batch * (layers + 2 * head * lengths[-1])
+    weights = shape.layers * per_layer + head
     return Work(flops, weights * itemsize + cache_bytes(shape, request, itemsize))
 
 

@@ -30,7 +30,7 @@ def measure(settings: Settings) -> Iterator[str]:
     cases = bases(settings.layouts) + table_cases(chosen, settings.layouts)
     pruners = {spelled: read_pruner(spelled) for spelled in settings.methods}
     made = TimedModel.build(settings)
-    cases += spelled_cases(pruners, settings.layouts, made.patches)
+    cases += spelled_cases(pruners, settings.layouts, made.patches, made.depth)
     files = Files(settings.out, settings.new_tokens, _columns(made), table)
     todo = [(size, batch) for size in settings.sizes for batch in settings.batches]
     for i, (size, batch) in enumerate(todo):

@@ -22,6 +22,7 @@ from eval.markdown import pipes
 from eval.plan.table import Row
 from eval.untrained.models import random_projector, random_tower
 from eval.untrained.shapes import Shape
+from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.vision import VisionFeatures, encode_tiles
 
 TILE_GRIDS = {1: (0, 0), 3: (2, 1), 4: (3, 1), 5: (2, 2)}  # tiles -> (columns, rows) of LLaVA-NeXT
@@ -74,11 +75,16 @@ def compare(
     torch.manual_seed(0)
     tower = random_tower(shape.tower).to(device, dtype)
     project = random_projector(shape).to(device, dtype)
-    found = measure(rows, tower, project, tile_counts, rounds)
+    inside = {row.id for row in rows if isinstance(row.build(), LayerPruner)}
+    found = measure(
+        [row for row in rows if row.id not in inside], tower, project, tile_counts, rounds
+    )
     spent = ", ".join(f"{1000 * seconds:.0f} ms for {n}" for n, seconds in found.tower.items())
     threads = torch.get_num_threads()
     clock = "wall time" if device.type == "cuda" else f"CPU time, threads {threads}"
     said = [f"WARNING: {warning}." for warning in found.warnings]
+    if inside:
+        said.append(f"Not here, as they choose inside the language model: {', '.join(inside)}.")
     said.append(
         f"One random image per number of tiles; kept in the order of the table's rows. Vision "
         f"tower: {spent}. Medians of {rounds} interleaved rounds. "

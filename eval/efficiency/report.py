@@ -56,7 +56,8 @@ def markdown(
         "Medians with quartiles. Ratios are paired round by round. Ideal: the least time at "
         f"{setting.ceilings.flops / 1e9:.0f} GFLOP/s and {setting.ceilings.bytes / 1e9:.0f} GB/s, "
         "both measured here; choosing tokens is free in it. Select holds score and selection; "
-        "tapping queries and keys is part of tower, and `python -m eval tap` times it apart.",
+        "tapping queries and keys is part of tower, and `python -m eval tap` times it apart. "
+        "Image tokens are those of the mean layer of the language model.",
     ]
     tables = [
         _times(comparisons, results),
@@ -90,7 +91,7 @@ def _what(result: Result) -> dict[str, Any]:
         "case": result.case.name,
         "layout": result.case.layout,
         "r_max_pct": result.case.block,
-        "image_tokens": result.image_tokens,
+        "image_tokens": f"{result.image_tokens:g}",
         "rounds": len(result.runs),
         "worked_share": f"{setting.worked_share:.3f}",
         "warnings": "; ".join(setting.warnings),
@@ -155,7 +156,7 @@ def _times(comparisons: Sequence[Comparison], results: Sequence[Result]) -> list
             none = [show(own.ttft, 1, 3), f"{own.ideal_ttft:.3f}"]
         cells = [
             result.case.label,
-            str(result.image_tokens),
+            f"{result.image_tokens:g}",
             show(result.ttft, 1e3, 1),
             show(comparison.ttft, 1, 3),
             f"{comparison.ideal_ttft:.3f}",

@@ -15,6 +15,7 @@ from eval.efficiency.ideal import RequestSizes
 from eval.efficiency.inputs import Inputs
 from eval.efficiency.stopwatch import Run, Stopwatch
 from llava_hivtp import attach, detach
+from llava_hivtp.pruners import LayerPruner
 
 
 def run_request(
@@ -29,6 +30,8 @@ def run_request(
 
     The end of sequence is switched off: every method writes exactly `new_tokens` tokens.
     """
+    if graphs is not None and isinstance(case.pruner, LayerPruner):
+        raise ValueError(f"{case.label} drops tokens inside the language model: no --graphs")
     choose(model, case)
     stopwatch = Stopwatch(Clock(model.device, cpu_time))
     serve = partial(_generate, model) if graphs is None else graphs.generate
@@ -66,15 +69,17 @@ def choose(model: Any, case: Case) -> None:
 
 def sizes_of(model: Any, case: Case, inputs: Inputs, run: Run) -> RequestSizes:
     """The sizes that a request had, for its closed forms."""
-    layers = model.get_vision_tower().config.num_hidden_layers
     tower = model.get_vision_tower()
+    layers = tower.config.num_hidden_layers
     if case.pruner is None:  # all layers run, every token of every tile is projected
         return RequestSizes(
             inputs.batch, inputs.tiles, layers, inputs.tiles * tower.num_patches, run.length
         )
     depth = tower.select_layer + (layers + 1 if tower.select_layer < 0 else 0)
     projected = round(sum(len(image.kept) for image in model.kept) / inputs.batch)
-    return RequestSizes(inputs.batch, inputs.tiles, depth, projected, run.length)
+    read = case.pruner.per_layer(run.length - inputs.text, model.config.num_hidden_layers)
+    lengths = tuple(inputs.text + count for count in read)
+    return RequestSizes(inputs.batch, inputs.tiles, depth, projected, run.length, lengths)
 
 
 def as_stock(model: Any, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:

@@ -67,6 +67,11 @@ class TimedModel:
         return self.model.get_vision_tower().num_patches
 
     @property
+    def depth(self) -> int:
+        """Layers of the language model."""
+        return self.model.config.num_hidden_layers
+
+    @property
     def counts_work(self) -> bool:
         """Whether times are what this process worked, not what passed."""
         return self.settings.cpu_time and self.device.type == "cpu"

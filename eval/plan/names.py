@@ -14,6 +14,10 @@ NAMES = {
     "scope": "SCOPE",
     "holov": "HoloV",
     "cdpruner": "CDPruner",
+    "fastv": "FastV",
+    "pdrop": "PDrop",
+    "sparsevlm": "SparseVLM",
+    "dart": "DART",
     "uniform": "uniform grid",
     "avgpool": "average pooling",
 }

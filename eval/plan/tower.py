@@ -1,4 +1,4 @@
-"""What a checkpoint's config says of its vision tower: read without a model, before any weights."""
+"""What a checkpoint's config says of its parts: read without a model, before any weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from eval.plan.table import Table
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower, as far as a table's rows hang on it."""
+    """A vision tower, and the language model behind it, as far as a table's rows hang on them."""
 
     layers: int
     patches: int  # per tile
+    language_layers: int | None  # None: the config leaves it to transformers' default
 
 
 def read_tower(model: str) -> Tower:
@@ -29,6 +30,7 @@ def read_tower(model: str) -> Tower:
     folder = checkpoint_folder(model)
     file = folder / "config.json"
     config = _config(file)
+    language = config.get("text_config", config).get("num_hidden_layers")
     if "vision_config" not in config:  # not of transformers' format, which has the tower within
         name = config.get("mm_vision_tower")
         if not isinstance(name, str):
@@ -39,7 +41,7 @@ def read_tower(model: str) -> Tower:
     config = config.get("vision_config", config)
     try:
         side = config["image_size"] // config["patch_size"]
-        return Tower(int(config["num_hidden_layers"]), side * side)
+        return Tower(int(config["num_hidden_layers"]), side * side, language)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{file} does not describe a vision tower: {error!r}") from error
 

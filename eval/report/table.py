@@ -27,6 +27,7 @@ PAIRED = ("difference", "p_value", "corrected", "same_answers")
 HEADINGS = {
     "retain": "r_retain %",
     "tokens": "tokens",
+    "entering": "entering",
     "newlines": "newlines",
     "mean": "mean",
     "relative": "% of unpruned",
@@ -46,6 +47,11 @@ INTERVALS = (
     "[low, high] is a 95 % confidence interval: Wilson's, with the number of questions that the "
     "spread between groups stands for (documents about one image are one group); by the delta "
     "method for % of unpruned."
+)
+LAYERS = (
+    "Tokens, mean layer: patches that a layer of the language model reads and caches, on average "
+    "over all layers, in every row; r_retain is of these. Where some are dropped between layers, "
+    "entering says how many the first layer reads."
 )
 BOLD = (
     "Bold, ours: better than every other row of its block, each p < 0.05 (Holm within the block; "
@@ -81,7 +87,12 @@ def columns(collected: Collected) -> list[str]:
     """Columns to show: every benchmark, and the counts and times that somebody has."""
     benchmarks = [BENCHMARKS[task].column for task in collected.table.tasks]
     known = {name for row in collected.rows for name in (*row.values, *row.row.printed)}
-    around = [["retain", "tokens", "newlines"], benchmarks, list(MEANS), [*TIMES, PREPARATION]]
+    around = [
+        ["retain", "tokens", "entering", "newlines"],
+        benchmarks,
+        list(MEANS),
+        [*TIMES, PREPARATION],
+    ]
     return [c for part in around for c in part if c in known or c in benchmarks]
 
 
@@ -134,6 +145,8 @@ def footer(collected: Collected, full: bool = False) -> list[str]:
             f"Mean: of the {len(shown.tasks)} benchmarks, each on 0 to 100; % of unpruned: mean of "
             "the scores in percent of the unpruned row's, the paper's from its cells."
         )
+    if any("entering" in row.values for row in collected.rows):
+        said.append(LAYERS)
     if any(row.partial for row in collected.rows):
         said.append("(n/m): a mean over n of the table's m tasks; not compared.")
     if not collected.on_printed_model:
@@ -246,11 +259,17 @@ def _benchmarks(table: Table) -> list[str]:
     return [BENCHMARKS[task].column for task in table.tasks]
 
 
+def _headings(collected: Collected) -> list[str]:
+    """Of the columns; where some rows drop tokens between layers, what a count means."""
+    shown = columns(collected)
+    named = HEADINGS | ({"tokens": "tokens, mean layer"} if "entering" in shown else {})
+    return [named[column] for column in shown]
+
+
 def _markdown(collected: Collected, full: bool, width: int) -> str:
-    headings = [HEADINGS[column] for column in columns(collected)]
     parts = [
         f"## {_title(collected)}",
-        text.markdown(headings, lines(collected), width),
+        text.markdown(_headings(collected), lines(collected), width),
         "\n".join(f"- {line}" for line in footer(collected, full)),
     ]
     tested = tests(collected)
@@ -262,7 +281,7 @@ def _markdown(collected: Collected, full: bool, width: int) -> str:
 def _latex(collected: Collected, full: bool) -> str:
     parts = [
         f"% {_title(collected)}",
-        text.latex([HEADINGS[c] for c in columns(collected)], lines(collected)),
+        text.latex(_headings(collected), lines(collected)),
         *(f"% {line}" for line in footer(collected, full)),
     ]
     tested = tests(collected)

@@ -21,6 +21,7 @@ from eval.results.shelf import Shelf
 DIGITS = {
     "retain": 1,
     "tokens": 0,
+    "entering": 0,
     "newlines": 0,
     "relative": 1,
     "ttft_ms": 1,
@@ -149,13 +150,14 @@ def _measure(table: Table, row: Row, results: ByTask, timings: TimesByTask) -> M
             benchmark = BENCHMARKS[task]
             shown = benchmark.shown(result.score, result.requests)
             measured.values[benchmark.column] = shown
-    patches, newlines, total = (
-        [getattr(result.tokens, name) for result in results.values()]
-        for name in ("patches", "newlines", "total")
-    )
-    means = {"tokens": _mean(patches), "newlines": _mean(newlines) or None}
-    if patches and sum(total):
-        means["retain"] = 100 * sum(patches) / sum(total)
+    tokens = [result.tokens for result in results.values()]
+    # Of the mean layer; that is all that enter, unless some are dropped inside.
+    read = [t.patches if t.mean_per_layer is None else t.mean_per_layer for t in tokens]
+    means = {"tokens": _mean(read), "newlines": _mean([t.newlines for t in tokens]) or None}
+    if any(t.mean_per_layer is not None for t in tokens):
+        means["entering"] = _mean([t.patches for t in tokens])
+    if total := sum(t.total for t in tokens):
+        means["retain"] = 100 * sum(read) / total
     for column, mean in means.items():
         _add_mean(measured, column, mean, len(results), len(table.tasks))
     for column in (*TIMES, PREPARATION):

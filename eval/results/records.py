@@ -33,6 +33,7 @@ class Tokens:
     newlines: float
     total: float  # patch tokens had nothing been pruned
     generated: float
+    mean_per_layer: float | None = None  # patches read and cached; None: all in every layer
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Sample:
     total: int = 0
     generated: int = 0
     stratum: str = ""  # a category that is scored by itself
+    mean_per_layer: float | None = None  # as in `Tokens`
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,9 @@ def _sample_bytes(path: Path, result: Result) -> bytes | None:
 
 def _line(sample: Sample) -> str:
     record = asdict(sample)
-    if not sample.stratum:
-        del record["stratum"]
+    for name, absent in (("stratum", ""), ("mean_per_layer", None)):
+        if record[name] == absent:
+            del record[name]
     return json.dumps(record)
 
 

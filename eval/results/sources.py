@@ -44,7 +44,9 @@ class Code:
 
     def _of(self, row: Row, model: str) -> Sources:
         pruner = row.build()
-        own = [cls.__module__ for cls in type(pruner).__mro__ if cls is not object]
+        methods = [pruner, *([pruner.encoder] if hasattr(pruner, "encoder") else [])]
+        classes = [cls for method in methods for cls in type(method).__mro__ if cls is not object]
+        own = [cls.__module__ for cls in classes]
         modules = _closure([EVERY, model, *own])
         found = {_label(name, file): _digest(file) for name, file in sorted(modules.items())}
         return found | {SETTINGS: repr(pruner), MODEL: model}

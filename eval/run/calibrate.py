@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import fmean
 
 from eval.clock import interleave
 from eval.plan.table import Row
@@ -28,7 +29,8 @@ def calibrate(worker: Worker, rows: Sequence[Row], task: str, seconds: float) ->
     """
     lm = worker.lm
     instances = official.requests(lm, official.load_task(task, worker.folder), lm.batch_size)
-    tokens = {row.id: row.build().budget(1, worker.patches) for row in rows}
+    depth = len(lm.model.get_decoder().layers)
+    tokens = {row.id: _tokens(row, worker.patches, depth) for row in rows}
     most, least = (choose(rows, key=lambda row: tokens[row.id]) for choose in (max, min))
 
     def answer(row: Row) -> float:
@@ -45,3 +47,9 @@ def calibrate(worker: Worker, rows: Sequence[Row], task: str, seconds: float) ->
     return {
         name: paces[least.id] + slope * (count - tokens[least.id]) for name, count in tokens.items()
     }
+
+
+def _tokens(row: Row, patches: int, depth: int) -> float:
+    """Of one tile, in the mean layer of the language model."""
+    pruner = row.build()
+    return fmean(pruner.per_layer(pruner.budget(1, patches), depth))

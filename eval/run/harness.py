@@ -192,6 +192,7 @@ def samples(
                 total=answer.total,
                 generated=answer.generated,
                 stratum=benchmark.stratum(sample["doc"]) if benchmark.stratum else "",
+                mean_per_layer=answer.mean_per_layer,
             )
         )
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks import data as datasets
 from eval.benchmarks.records import BENCHMARKS
@@ -17,6 +18,9 @@ from eval.plan.tower import Tower, misfit, read_tower, trained_with
 from eval.plan.units import Unit
 from eval.results.shelf import Shelf
 from eval.run.engine import Engine
+
+if TYPE_CHECKING:
+    from llava_hivtp.pruners import LayerPruner
 
 
 def check(
@@ -96,13 +100,29 @@ def _row(row: Row, tower: Tower | None) -> Iterator[str]:
         yield f"{row.where}: row '{row.id}': {row.absent}"
         return
     try:
+        from llava_hivtp.pruners import LayerPruner
+
         pruner = row.build()
         if tower:
             pruner.check(tower.layers, tower.patches)
+        if tower and tower.language_layers and isinstance(pruner, LayerPruner):
+            yield from _over_block(row, pruner, tower)
     except ConfigError as error:
         yield str(error)
     except Exception as error:  # a method of the user's may fail in any way
         yield f"{row.where}: row '{row.id}': {error}"
+
+
+def _over_block(row: Row, pruner: LayerPruner, tower: Tower) -> Iterator[str]:
+    """Why a method inside the language model does not belong into its block."""
+    entering = pruner.budget(1, tower.patches)
+    read = fmean(pruner.per_layer(entering, tower.language_layers))
+    if read > row.block / 100 * tower.patches:
+        yield (
+            f"{row.where}: row '{row.id}': a layer of the language model's {tower.language_layers} "
+            f"reads {read:.1f} of {tower.patches} tokens on average, more than its block of "
+            f"{row.block} % allows: lower keep or move the row to another block"
+        )
 
 
 def _tuned(row: Row) -> Iterator[str]:

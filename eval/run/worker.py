@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,9 +207,6 @@ class Worker:
     ) -> Result:
         benchmark = BENCHMARKS[unit.task]
         score = metrics.get(benchmark.metric)
-        means = {
-            f.name: sum(getattr(s, f.name) for s in samples) / len(samples) for f in fields(Tokens)
-        }
         return Result(
             unit={
                 "model": unit.model,
@@ -223,12 +220,21 @@ class Worker:
             score=None if score is None else score * benchmark.scale,
             metrics=metrics,
             requests=len(samples),
-            tokens=Tokens(**means),
+            tokens=_tokens(samples),
             protocol=protocol,
             provenance=provenance() | ({BATCH: self.lm.batch_size} if self.lm.shrinks else {}),
             seconds=0.0,
             source=self._sources(unit),
         )
+
+
+def _tokens(samples: Sequence[Sample]) -> Tokens:
+    """Means over the requests."""
+    counts = ("patches", "newlines", "total", "generated")
+    means = {name: sum(getattr(s, name) for s in samples) / len(samples) for name in counts}
+    layers = [s.patches if s.mean_per_layer is None else s.mean_per_layer for s in samples]
+    drops = any(s.mean_per_layer is not None for s in samples)
+    return Tokens(**means, mean_per_layer=sum(layers) / len(layers) if drops else None)
 
 
 def _version(task: Any) -> str:

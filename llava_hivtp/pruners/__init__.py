@@ -119,15 +119,16 @@ def read_arguments(text: str) -> dict[str, str]:
     return found
 
 
-def read_pruner(text: str) -> Pruner:
+def read_pruner(text: str, between: str = ",") -> Pruner:
     """Build a method from one word, arguments behind the name: `hivtp:r=2,k=14,c=3`.
 
-    Inside another method's arguments, where a comma ends, they are `hivtp:r=2:k=14:c=3`. A method
-    of your own keeps its colon: `package.module:Class:keep=0.25`.
+    A method of your own keeps its colon: `package.module:Class:keep=0.25`. `between` is what stands
+    between arguments: ":" within another method's, as in `fastv:keep=0.5,encoder=hivtp:r=2:k=14`.
     """
     parts = text.split(":")
     first = next((i for i, part in enumerate(parts) if "=" in part), len(parts))
-    return build_pruner(":".join(parts[:first]), **read_arguments(",".join(parts[first:])))
+    arguments = ":".join(parts[first:]).replace(between, ",")
+    return build_pruner(":".join(parts[:first]), **read_arguments(arguments))
 
 
 def find_pruner(name: str) -> type[Pruner]:
@@ -185,7 +186,7 @@ def _read(value: Any) -> Any:
 def _layered(key: str, value: Any) -> Any:
     """What only methods inside the language model take: shares in a row, another method."""
     if key == "encoder" and isinstance(value, str):
-        return read_pruner(value)
+        return read_pruner(value, between=":")
     if key == "keep" and isinstance(value, (str, list)):
         parts = value.split("+") if isinstance(value, str) else value
         return tuple(_read(part) for part in parts)

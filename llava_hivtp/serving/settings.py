@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_hivtp import __version__
 from llava_hivtp.anyres import LAYOUTS, inside
-from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner
+from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner, find_pruner
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ def settings_of(config: Any) -> Settings | None:
     name = arguments.pop("pruner", "hivtp")
     if name == "hivtp":
         arguments.setdefault("fill", True)
-    pruner = build_pruner(name, **arguments)
-    if isinstance(pruner, LayerPruner):
+    if issubclass(find_pruner(name), LayerPruner):
         raise ValueError(
             f"{name} drops tokens inside the language model, where vLLM keeps one length for all "
             "layers: choose a method before it, such as hivtp"
         )
+    pruner = build_pruner(name, **arguments)
     _check_tower(pruner, name, config)
     if pruner.asks:
         raise ValueError(f"{name} chooses by the question, which vLLM's vision tower is not told")

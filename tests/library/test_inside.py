@@ -198,6 +198,16 @@ def test_a_layer_reads_what_the_method_says(official, inputs):
     assert model.mean_per_layer is None
 
 
+def test_what_a_layer_read_is_what_it_caches(official, inputs):
+    model, given = official("v15")[0], inputs("v15", LONG)
+    attach(model, method("pdrop", keep=0.25))
+    cache = run(model, given, return_dict_in_generate=True).past_key_values
+    new, text = GREEDY["max_new_tokens"] - 1, given["inputs"].shape[1] - 1
+    cached = [layer.keys.shape[2] - new - text for layer in cache.layers]
+    assert cached == [16, 4]
+    assert model.mean_per_layer == [sum(cached) / 2]
+
+
 def test_row_breaks_are_no_patches(official, inputs):
     model, given = official("next")[0], inputs("next", LONG)
     attach(model, method("fastv", keep=1.0))

@@ -46,7 +46,11 @@ def test_hivtp_is_filled_up_and_needs_no_name():
         ({"pruner": "hired", "keep": 0.5, "faithful": True}, {}, "faithful=True"),
         ({"pruner": "prumerge", "keep": 0.5}, {}, r"reads layer 24, .* such as layers=\[23\]"),
         ({"pruner": "fastvv"}, {}, "unknown pruner 'fastvv'; choose from"),
-        ({"pruner": "fastv"}, {}, "fastv drops tokens inside .* before it, such as hivtp"),
+        (
+            {"pruner": "fastv", "layers": []},
+            {},
+            "fastv drops tokens inside .* before it, such as hivtp",
+        ),
         ({"ratio": 2}, {}, "takes no ratio; it takes"),
         ({"k": 0}, {}, "k must be a percentage"),
         ({"r": 5}, {}, "does not divide the 24 x 24 grid"),
