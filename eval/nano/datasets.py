@@ -17,7 +17,7 @@ from eval.nano.further_sets import FURTHER_SETS
 from eval.nano.paper_sets import PAPER_SETS, ocrbench
 from eval.nano.studio import Split, Studio
 
-SIZES = {"quick": 40, "full": 400}  # questions per set, about
+SIZES = {"quick": 40, "full": 400, "sample": 160}  # questions per set, about
 # OCRBench's score is points out of 1000 whatever the number of rows: only 1000 rows read as one.
 OCRBENCH_FULL = 1000
 _IMAGES = re.compile(r"image(_\d)?")  # columns that hold pictures
@@ -29,7 +29,7 @@ def build(
     """Draw the paper's eight sets, and the further ones if asked for.
 
     Args:
-        size: quick or full.
+        size: quick, full or sample, each of other pictures.
         images: small or large.
         blank: hide every picture and keep every question.
         further: also draw what the embedded model was not trained for.
@@ -39,7 +39,7 @@ def build(
     number = SIZES[size]
     splits = []
     for seed, make in enumerate((*PAPER_SETS, *(FURTHER_SETS if further else ()))):
-        studio = Studio(9000 + 10 * seed + (size == "full"), images, blank)
+        studio = Studio(9000 + 10 * seed + list(SIZES).index(size), images, blank)
         rows = OCRBENCH_FULL if make is ocrbench and size == "full" else number
         splits += make(studio, rows)
     return splits
