@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llava_hivtp.vision import KeptTokens
 
@@ -31,6 +32,7 @@ class PackedImage:
     place: Tensor  # (L,) where each would lie, had nothing been pruned; see `PLACES`
     span: int  # how long the image would be then
     is_patch: Tensor  # (L,) bool: no row break
+    size: Tensor  # (L,) how many patches each stands for; a newline: 1
 
 
 def merge_anyres(
@@ -91,9 +93,10 @@ def merge_anyres(
     order = key.argsort(stable=True)[: patches + newlines]
     is_patch = order < len(kept)
     place = _with_the_one_in_front(place[order])
-    tokens = tokens[order.clamp(max=len(kept)).to(tokens.device, non_blocking=True)]
+    taken = order.clamp(max=len(kept)).to(tokens.device, non_blocking=True)
+    size = pad(kept.size.to(tokens.device), (0, 1), value=1.0)[taken]
     total, span = (n * n + high * each for each in (wide, length))
-    return PackedImage(tokens, kept, patches, newlines, total, place, span, is_patch)
+    return PackedImage(tokens[taken], kept, patches, newlines, total, place, span, is_patch, size)
 
 
 def _with_the_one_in_front(place: Tensor) -> Tensor:
@@ -126,8 +129,9 @@ def merge_single(
     if newline is not None and patches:
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
         place = torch.cat([place, place.new_full((1,), total)])
+    size = pad(kept.size, (0, len(tokens) - patches), value=1.0)
     place = _with_the_one_in_front(place)
     span = total + (newline is not None)
     is_patch = torch.arange(len(tokens), device=place.device) < patches
     newlines = len(tokens) - patches
-    return PackedImage(tokens, kept, patches, newlines, total, place, span, is_patch)
+    return PackedImage(tokens, kept, patches, newlines, total, place, span, is_patch, size)

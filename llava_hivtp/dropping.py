@@ -235,14 +235,10 @@ def check_decoder(model: nn.Module, method: LayerPruner) -> None:
             f"{name} works inside the language model; of {type(model).__name__} that is not known, "
             f"only of {', '.join(DECODERS)}"
         )
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()) or (
-        getattr(model.config, "use_sliding_window", True)
-        and getattr(model.config, "sliding_window", None) is not None
-    ):
+    if (window := sliding_window(model.config)) is not None:
         raise ValueError(
-            f"{name} drops tokens, by which a sliding window (sliding_window="
-            f"{model.config.sliding_window}) would see further: choose a method before the "
-            "language model"
+            f"{name} drops tokens, by which a sliding window (sliding_window={window}) would see "
+            "further: choose a method before the language model"
         )
     if len({parameter.device for parameter in model.parameters()}) > 1:
         raise ValueError(
@@ -250,6 +246,13 @@ def check_decoder(model: nn.Module, method: LayerPruner) -> None:
             "device_map= one"
         )
     method.check_language(len(model.layers))
+
+
+def sliding_window(config: Any) -> int | None:
+    """How far back some layer of a decoder sees, None where all see everything."""
+    window = getattr(config, "sliding_window", None)
+    some = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return window if some or getattr(config, "use_sliding_window", True) else None
 
 
 def check_generation(method: LayerPruner, given: dict[str, Any], config: Any) -> None:

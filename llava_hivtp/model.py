@@ -37,6 +37,7 @@ from llava_hivtp.inputs import (
 from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.questions import for_images, unpadded_rows
 from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
+from llava_hivtp.weighing import announce
 
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 
@@ -137,18 +138,23 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         given["images"] = _one_per_slot(sequences, marks)
         check_positions(self.positions, self)
         kept = self.positions == "kept"  # without a mask, gaps would look like several rows
+        told = kept or self.pruner.weigh or isinstance(self.pruner, LayerPruner)
         if given["attention_mask"] is None and (kept or len(given["input_ids"]) > 1):
             # Ragged rows are padded; without a mask LLaVA returns none and attends to the padding.
             given["attention_mask"] = torch.ones_like(given["input_ids"], dtype=torch.bool)
         if not training:  # which pads on the right, as the checkpoint says
             splice = super(PrunedLlava, _padding_left(self)).prepare_inputs_labels_for_multimodal
         spliced = splice(*call.args, **call.kwargs)
-        if kept or isinstance(self.pruner, LayerPruner):
+        if told:
             _, positions, mask, _, embeds, _ = spliced
             real = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
             rows = unpadded_rows(given["input_ids"], given["attention_mask"])
-            places, image, patch = _laid_out(rows, self.kept, real.bool())
-            self.note_splice(image, patch, real.bool())
+            places, token = _laid_out(rows, self.kept, real.bool())
+            patch = _at(token, [image.is_patch for image in self.kept], False)
+            self.note_splice(token >= 0, patch, real.bool())
+            if self.pruner.weigh:
+                sizes = _at(token, [image.size for image in self.kept], 1.0)
+                announce(self.get_decoder(), sizes)
             spliced = (None, places if kept else positions, *spliced[2:])
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
         return spliced
@@ -278,39 +284,50 @@ def _one_per_slot(sequences: list[Tensor], marks: list[int]) -> list[Tensor]:
 
 def _laid_out(
     rows: list[Tensor], images: Sequence[PackedImage], real: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the splice made of the prompts, (B, S) each, 0 where there is padding.
+) -> tuple[Tensor, Tensor]:
+    """What the splice made of the prompts, (B, S) each.
 
-    Positions in the unpruned prompts; whether a token is an image's; whether it is a patch of one.
+    Positions in the unpruned prompts, 0 where there is padding; and which token of all `images`,
+    one behind another, stands there, -1 for none.
 
     Args:
         rows: token ids of each prompt, without padding.
         images: for every mark; a row without one may have one, which is not read.
         real: (B, S) bool, no padding, as the splice returns it: a row may have been cut short.
     """
-    slots, found = iter(images), []
+    ends = torch.tensor([len(image.tokens) for image in images]).cumsum(0).tolist()
+    slots, found = zip(images, [0, *ends], strict=False), []
     places = [(row == IMAGE_TOKEN_INDEX).nonzero()[:, 0].tolist() for row in rows]
     unread = len(images) > sum(map(len, places))
 
-    def text(start: int, end: int) -> Tensor:  # (3, text)
+    def text(start: int, end: int) -> Tensor:  # (2, text)
         place = torch.arange(start, end, device=real.device)
-        return torch.stack([place, *[torch.zeros_like(place)] * 2])
+        return torch.stack([place, torch.full_like(place, -1)])
 
     for row, length, marks in zip(rows, real.sum(1).tolist(), places, strict=True):
         parts, start, before = [], 0, 0
         own = [next(slots) for _ in marks or [0] * unread]
-        for mark, image in zip(marks, own, strict=False):
+        for mark, (image, first) in zip(marks, own, strict=False):
             parts.append(text(start, start + mark - before))
             start += mark - before
             place = start + image.place.to(real.device)
-            patch = image.is_patch.to(place)
-            parts.append(torch.stack([place, torch.ones_like(place), patch]))
+            token = torch.arange(first, first + len(place), device=real.device)
+            parts.append(torch.stack([place, token]))
             start, before = start + image.span, mark + 1
         parts.append(text(start, start + len(row) - before))
         found.append(torch.cat(parts, 1)[:, :length])
-    columns = torch.zeros(3, *real.shape, dtype=torch.long, device=real.device)
-    positions, image, patch = columns.masked_scatter(real, torch.cat(found, 1))
-    return positions, image.bool(), patch.bool()
+    empty = torch.tensor([0, -1], device=real.device)[:, None, None].expand(2, *real.shape)
+    positions, token = empty.masked_scatter(real, torch.cat(found, 1))
+    return positions, token
+
+
+def _at(tokens: Tensor, columns: Sequence[Tensor], default: bool | float) -> Tensor:
+    """What the images' `columns`, (L,) each, say of (B, S) `tokens`; `default` where there is none.
+
+    Tokens count through all images, -1 is none.
+    """
+    none = torch.tensor([default], device=tokens.device)
+    return torch.cat([*(column.to(tokens.device) for column in columns), none])[tokens]
 
 
 def _depth(tower: Any) -> int:

@@ -92,10 +92,16 @@ class KeptTokens:
     tile: Tensor  # (P,) in [0, T)
     patch: Tensor  # (P,) in [0, N), or -1: no place in the image (CLS, merged)
     centre: Tensor | None = None  # (P,) patch into which others were merged, or `patch`
+    size: Tensor | None = (
+        None  # (P,) float32, how many patches each token stands for; 1 if not said
+    )
 
     def __post_init__(self) -> None:
         if self.centre is None:
             object.__setattr__(self, "centre", self.patch)
+        if self.size is None:
+            ones = torch.ones(len(self), device=self.tokens.device)
+            object.__setattr__(self, "size", ones)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -108,7 +114,7 @@ class KeptTokens:
         ends = torch.searchsorted(self.tile, ends).tolist()
         counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         first, images = 0, []
-        columns = (self.tokens, self.tile, self.patch, self.centre)
+        columns = (self.tokens, self.tile, self.patch, self.centre, self.size)
         parts = zip(*(column.split(counts) for column in columns), strict=True)
         for (tokens, tile, *places), own in zip(parts, tiles, strict=True):
             images.append(KeptTokens(tokens, tile - first, *places))

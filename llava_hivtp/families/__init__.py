@@ -5,7 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from llava_hivtp.families.base import Pruned, check_layout, check_positions, fitting
+from llava_hivtp import weighing
+from llava_hivtp.families.base import (
+    Pruned,
+    check_layout,
+    check_positions,
+    fitting,
+)
 from llava_hivtp.families.known import FAMILIES
 from llava_hivtp.pruners import Pruner
 
@@ -51,6 +57,7 @@ def detach(model: Any) -> Any:
     if isinstance(model, Pruned):
         for name in ("_pruner", "layout", "positions", "_lock", "_local"):
             vars(model).pop(name, None)
+        weighing.forget(model.get_decoder())
         model.__class__ = type(model).stock
     return model
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from llava_hivtp.anyres import LAYOUTS, PLACES, PackedImage, inside
 from llava_hivtp.dropping import check_decoder, check_generation, dropping
+from llava_hivtp.merging import merge_dropped
 from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner, for_depth
 from llava_hivtp.pruners.base import check_budget
 from llava_hivtp.questions import question_of
 from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
+from llava_hivtp.weighing import check_weighing, one_call
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Pruned(nn.Module):
                 not owed to the question.
             kwargs: the stock class's.
         """
-        with self.lock, self.choosing_by(questions), self.layers_dropping():
+        with self.lock, self.choosing_by(questions), self.layers_dropping(), one_call():
             return super().generate(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -154,7 +156,7 @@ class Pruned(nn.Module):
 
         Behind a method inside the language model it returns the logits of what is left.
         """
-        with self.layers_dropping():
+        with self.layers_dropping(), one_call():
             return super().__call__(*args, **kwargs)
 
     @contextmanager
@@ -267,6 +269,8 @@ class Pruned(nn.Module):
     def _choose(self, pictures: list[Picture]) -> tuple[list[KeptTokens], list[Callable[[], None]]]:
         pruner, chosen, checks = self._pruner, [], []
         check_fit(pruner, self.tower_of(self))  # again: its fields may have been changed since
+        if pruner.weigh:
+            check_weighing(self.get_decoder(), type(pruner).__name__)
         for every, group in self.encode(pictures, pruner.layers):
             every = replace(every, project=self.project)
             counts = [picture.n_tiles for picture in group]
@@ -295,6 +299,8 @@ def fitting(pruner: Pruner | str, tower: Tower, model: Any) -> Pruner:
         pruner = for_depth(pruner, tower.layers, tower.everywhere)
     if isinstance(pruner, LayerPruner):
         check_decoder(model.get_decoder(), pruner)
+    if pruner.weigh:
+        check_weighing(model.get_decoder(), type(pruner).__name__)
     check_fit(pruner, tower)
     return pruner
 
@@ -354,11 +360,26 @@ def check_layout(layout: str, layouts: tuple[str, ...] = LAYOUTS) -> None:
 def select_each(
     pruner: Pruner, every: VisionFeatures, group: list[Picture], by_frame: bool
 ) -> list[KeptTokens]:
-    """What the method keeps of each picture of a group; `by_frame`, of what its frame shows."""
+    """What the method keeps of each picture of a group; `by_frame`, of what its frame shows.
+
+    What it drops is merged where it says so, but for the letterbox of tiles.
+    """
     counts = [picture.n_tiles for picture in group]
     by_frame = by_frame and any(any(picture.tile_grid) for picture in group)
     if pruner.by_tile and not by_frame:
-        return _aligned(pruner, pruner.select(every), every).split(counts)
+        chosen = _aligned(pruner, pruner.select(every), every).split(counts)
+    else:
+        chosen = _one_by_one(pruner, every, group, by_frame)
+    if not pruner.merge and (pruner.merges or not pruner.weigh):
+        return chosen
+    parts = zip(chosen, every.split(counts), group, strict=True)
+    return [merge_dropped(k, part, pruner.merge, _shown(part, own)) for k, part, own in parts]
+
+
+def _one_by_one(
+    pruner: Pruner, every: VisionFeatures, group: list[Picture], by_frame: bool
+) -> list[KeptTokens]:
+    counts = [picture.n_tiles for picture in group]
     chosen = []
     for part, picture in zip(every.split(counts), group, strict=True):
         key = picture.key
@@ -372,6 +393,13 @@ def select_each(
             kept = pruner.select(part)
         chosen.append(_aligned(pruner, kept, part))
     return chosen
+
+
+def _shown(features: VisionFeatures, picture: Picture) -> Tensor | None:
+    """Which patches of tiles show the image and not its letterbox, (T, N) bool; None: all."""
+    if not any(picture.tile_grid):
+        return None
+    return inside(features.n, picture.tile_grid, picture.frame)
 
 
 def _aligned(pruner: Pruner, kept: KeptTokens, features: VisionFeatures) -> KeptTokens:

@@ -17,6 +17,7 @@ from llava_hivtp.anyres import PackedImage
 from llava_hivtp.families.base import Picture, Pruned, check_positions
 from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.questions import unpadded_rows
+from llava_hivtp.weighing import announce, one_call
 
 # What has an entry per token of the prompt, in its last dimension.
 _ALIGNED = ("attention_mask", "labels", "mm_token_type_ids", "token_type_ids", "position_ids")
@@ -66,7 +67,7 @@ class PrunedHF(Pruned):
             bound = inspect.signature(type(self).stock.forward).bind(self, *args, **kwargs)
             kwargs = {k: v for k, v in bound.arguments.items() if k not in ("self", "kwargs")}
             kwargs |= bound.arguments.get("kwargs", {})
-        with self.layers_dropping():
+        with self.layers_dropping(), one_call():
             if kwargs.get("pixel_values") is not None:
                 self.check_labels(kwargs.get("labels"))
                 kwargs = self._cut(kwargs)
@@ -84,7 +85,7 @@ class PrunedHF(Pruned):
         self.check_generation(kwargs, config)
         if prompt is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = _mask_of(prompt, kwargs, config)
-        with self.choosing_by(kwargs.pop("questions", None)), self.layers_dropping():
+        with self.choosing_by(kwargs.pop("questions", None)), self.layers_dropping(), one_call():
             given = self._cut(kwargs | {"input_ids": prompt})
             length = given["input_ids"].shape[1]
             generation_config = _shorter(given, generation_config, config, prompt.shape[1] - length)
@@ -135,6 +136,11 @@ class PrunedHF(Pruned):
         if isinstance(self.pruner, LayerPruner):
             self._note_splice(given, packed)
         check()
+        if self.pruner.weigh:
+            image = given["input_ids"] == self.config.image_token_id
+            sizes = torch.cat([part.size for part in packed]).to(image.device)
+            ones = torch.ones(image.shape, device=image.device)
+            announce(self.get_decoder(), ones.masked_scatter(image, sizes))
         return given
 
     def _note_splice(self, given: dict[str, Any], packed: list[PackedImage]) -> None:

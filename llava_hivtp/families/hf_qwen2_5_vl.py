@@ -121,7 +121,8 @@ class PrunedQwen25VL(PrunedHF):
                 "the image: merged ones, or one twice"
             )
         total, is_patch = picture.places, torch.ones_like(place, dtype=torch.bool)
-        return PackedImage(tokens[order], kept, len(tokens), 0, total, place, total, is_patch)
+        size = kept.size.to(order.device)[order]
+        return PackedImage(tokens[order], kept, len(tokens), 0, total, place, total, is_patch, size)
 
     def slots(self, image: PackedImage) -> Tensor:
         """Those whose positions the survivors have."""

@@ -20,12 +20,13 @@ class AvgPool(Pruner):
 
     Of K = floor(keep * N) there are floor(sqrt(K)) rows of floor(K / rows) cells, at most n;
     where they do not divide n, neighbouring cells overlap by a patch. A cell's place is its
-    middle patch (of two, the later).
+    middle patch (of two, the later). Every cell stands for N / cells patches.
     """
 
     keep: float = 1.0  # share of the N patches of a tile, in (0, 1]
 
     needs_square: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that `keep` is a share."""
@@ -40,7 +41,9 @@ class AvgPool(Pruner):
         rows, columns = (_middles(n, count, grid.device) for count in shape)
         patch = (n * rows[:, None] + columns).flatten()
         tile = torch.arange(features.n_tiles, device=grid.device).repeat_interleave(len(patch))
-        return KeptTokens(tokens.to(features.tokens.dtype), tile, patch.repeat(features.n_tiles))
+        place = patch.repeat(features.n_tiles)
+        size = torch.full_like(place, features.n_patches / len(patch), dtype=torch.float32)
+        return KeptTokens(tokens.to(features.tokens.dtype), tile, place, size=size)
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """As many as there are cells: at most floor(keep * N) in every tile."""

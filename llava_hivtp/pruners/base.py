@@ -59,6 +59,8 @@ class Pruner:
     """
 
     layers: tuple[int, ...] = ()  # encoder layers whose queries and keys `select` reads, from 1
+    merge: bool = False  # average what is dropped into the token of its tile that is most like it
+    weigh: bool = False  # attend to a token as to the patches it stands for: log(size) on its key
 
     # What a method calls the steps in which it keeps a patch, in order; () if it has no steps. One
     # that names them has `stages(scores)`: the step that keeps each patch, from 1, or 0 for none.
@@ -71,6 +73,7 @@ class Pruner:
     question: ClassVar[str] = "own"  # or "other": it shall not be the prompt's own
     needs_cls: ClassVar[bool] = False  # reads the CLS token or its attention: CLIP has one
     needs_square: ClassVar[bool] = False  # works on n x n patches only
+    merges: ClassVar[bool] = False  # merges by itself, so that `merge` has nothing left to do
     # Chooses in every tile as if it were alone, to the bit, from tokens, queries and keys only, and
     # returns tile by tile: then all tiles of a batch come in at once.
     by_tile: ClassVar[bool] = False
@@ -94,6 +97,8 @@ class Pruner:
             kind = getattr(field.type, "__name__", field.type)
             if kind in _KINDS and not _KINDS[kind][0](value := getattr(self, field.name)):
                 raise ValueError(f"{name}: {field.name} must be {_KINDS[kind][1]}, got {value!r}")
+        if self.merge and self.merges:
+            raise ValueError(f"{name} merges what it drops by itself: leave out merge=True")
         check_layers(self.layers)
 
     def select(self, features: VisionFeatures) -> KeptTokens:

@@ -12,7 +12,7 @@ from llava_hivtp.pruners.base import Pruner, check_layers, check_share, finite, 
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 # What such a method says as its encoder method does.
-ENCODERS = ("seeded", "asks", "question", "needs_cls", "needs_square", "chooses_inside")
+ENCODERS = ("seeded", "asks", "question", "needs_cls", "needs_square", "chooses_inside", "merges")
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,24 @@ class LayerPruner(Pruner):
     What enters the language model is chosen by `encoder`, any other method. Text always stays.
     """
 
-    layers: tuple[int, ...] = field(default=(), init=False)  # the encoder method's
+    # the encoder method's, as it is when this one is built and when it is checked
+    layers: tuple[int, ...] = field(default=(), init=False)
+    merge: bool = field(default=False, init=False)
+    weigh: bool = field(default=False, init=False)
     after: tuple[int, ...] = ()  # layers behind which tokens are dropped, from 1
     keep: tuple[float, ...] = ()  # shares of the image tokens that entered, one behind each
     packed: bool = False  # positions of what stays are counted anew; else each keeps its own
     encoder: Pruner = field(default_factory=Pruner)  # or its text, such as hivtp:r=2:k=25
 
-    seeded, asks, question, needs_cls, needs_square, chooses_inside = map(_encoders, ENCODERS)
+    seeded, asks, question, needs_cls, needs_square, chooses_inside, merges = map(
+        _encoders, ENCODERS
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, tuple):
             self.keep = (self.keep,) * len(self.after)
         super().__post_init__()
-        self.layers = self.encoder.layers
+        self._take_over()
 
     def validate(self) -> None:
         """Also that every layer of `after` has a share."""
@@ -144,6 +149,10 @@ class LayerPruner(Pruner):
             read.append(behind.get(layer, read[-1]))
         return read
 
+    def _take_over(self) -> None:
+        for name in ("layers", "merge", "weigh"):
+            setattr(self, name, getattr(self.encoder, name))
+
     def varies_by(self) -> str:
         """The encoder method's."""
         return self.encoder.varies_by()
@@ -152,7 +161,7 @@ class LayerPruner(Pruner):
         """Also that the encoder method fits, and that of what it keeps any stays."""
         self.validate()
         self.encoder.check(n_layers, n_patches)
-        self.layers = self.encoder.layers
+        self._take_over()
         if n_patches is not None:
             share(min(self.keep), self.budget(1, n_patches))
 

@@ -25,6 +25,7 @@ class PruMerge(ScorePruner):
     attention (not normalised, the centre by 1). The last token sums up all that is no centre.
     With `adaptive`, outliers are the centres: attention above Q3 + 1.5 (Q3 - Q1) of the tile, at
     most K - 1 of them. Merged tokens have a `centre`, but no `patch`; tiles follow one another.
+    A patch counts in equal parts for the tokens that it went into: sizes of a tile add up to N.
 
     Where we differ from the released code: it takes the quartiles over the whole batch.
     """
@@ -33,6 +34,7 @@ class PruMerge(ScorePruner):
     adaptive: bool = False
 
     needs_cls: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that there is one layer."""
@@ -51,13 +53,13 @@ class PruMerge(ScorePruner):
         keys = normalize(features.keys[layer][:, 0, 1:].float(), dim=-1)
         centres = self._centres(attention)
         each = zip(features.tokens.float(), attention, keys, centres, strict=True)
-        tokens = [_merge(*tile) for tile in each]
+        tokens, sizes = zip(*(_merge(*tile) for tile in each), strict=True)
         counts = torch.tensor([len(merged) for merged in tokens], device=attention.device)
         tile = torch.arange(len(tokens), device=attention.device).repeat_interleave(counts)
         merged = torch.cat(tokens).to(features.tokens.dtype)
         nowhere = torch.full_like(tile, -1)
         centre = torch.cat([part for own in centres for part in (own, nowhere[:1])])
-        return KeptTokens(merged, tile, nowhere, centre)
+        return KeptTokens(merged, tile, nowhere, centre, torch.cat(sizes))
 
     def budget(self, n_tiles: int, n_patches: int) -> int:
         """floor(keep * N) in every tile."""
@@ -129,11 +131,15 @@ def _outliers(attention: Tensor) -> list[int]:
     return (attention > (third + 1.5 * (third - first))[:, None]).sum(1).tolist()
 
 
-def _merge(tokens: Tensor, weight: Tensor, keys: Tensor, centres: Tensor) -> Tensor:
-    """Centres with their weighted neighbours, and the weighted sum of the rest."""
+def _merge(tokens: Tensor, weight: Tensor, keys: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres with their weighted neighbours, the weighted sum of the rest; and their sizes."""
     likeness = keys[centres] @ keys.T  # (m, N)
     likeness.scatter_(1, centres[:, None], -torch.inf)  # a centre is not its own neighbour
     near = best(likeness, min(NEIGHBOURS, len(tokens) - 1))
-    weights = torch.zeros_like(likeness).scatter_(1, near, 1) * weight
+    joined = torch.zeros_like(likeness).scatter_(1, near, 1)
+    weights = joined * weight
     rest = weight.scatter(0, centres, 0)
-    return torch.cat([tokens[centres] + weights @ tokens, (rest @ tokens)[None]])
+    merged = torch.cat([tokens[centres] + weights @ tokens, (rest @ tokens)[None]])
+    loose = torch.ones_like(weight).scatter(0, centres, 0)
+    parts = torch.cat([joined.scatter(1, centres[:, None], 1), loose[None]])
+    return merged, (parts / parts.sum(0)).sum(1)

@@ -34,7 +34,8 @@ class VisionZip(Pruner):
 
     Order: [CLS, dominant, contextual] of the base tile; of the other tiles all dominant patches,
     all CLS, all contextual tokens. Released code and ours agree but for precision (float32 here),
-    on LLaVA-NeXT under layout `mosaic`: the code neither unpads nor breaks rows.
+    on LLaVA-NeXT under layout `mosaic`: the code neither unpads nor breaks rows. A contextual token
+    stands for itself and the patches merged into it.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
@@ -43,6 +44,7 @@ class VisionZip(Pruner):
     contextual: int | None = None
 
     needs_cls: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
 
     def validate(self) -> None:
         """Also that a share is given, or two counts, and one layer."""
@@ -78,10 +80,10 @@ class VisionZip(Pruner):
         dominant, contextual = self.split(features.n_patches)
         patch, rest = self._divided(features, dominant)
         metric = features.keys[self.layers[0]].float().mean(1)[:, 1:]  # (T, N, Dh)
-        merged = _merge(_rows(features.tokens, rest), _rows(metric, rest), contextual)
+        merged, sizes = _merge(_rows(features.tokens, rest), _rows(metric, rest), contextual)
         tokens = [features.cls[:, None], _rows(features.tokens, patch), merged]
         targets = _targets(rest.shape[1], contextual).to(rest.device, non_blocking=True)
-        return _in_order(torch.cat(tokens, 1), patch, rest[:, targets])
+        return _in_order(torch.cat(tokens, 1), patch, rest[:, targets], sizes)
 
     def _divided(self, features: VisionFeatures, dominant: int) -> tuple[Tensor, Tensor]:
         """Patches of every tile: the dominant ones but for CLS, (T, K), and the others."""
@@ -100,10 +102,13 @@ def _rows(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def _merge(tokens: Tensor, metric: Tensor, count: int) -> Tensor:
-    """Merge (T, M, D) tokens into `count` targets by likeness of their metric."""
+def _merge(tokens: Tensor, metric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Merge (T, M, D) tokens into `count` targets by likeness of their metric.
+
+    Also returns how many tokens each target then stands for, (T, count).
+    """
     if not count:
-        return tokens[:, :0]
+        return tokens[:, :0], metric[:, :0, 0]
     is_target, metric = _targets(tokens.shape[1], count), normalize(metric, dim=-1)
     target, other = (
         part.nonzero().flatten().to(tokens.device, non_blocking=True)
@@ -111,9 +116,9 @@ def _merge(tokens: Tensor, metric: Tensor, count: int) -> Tensor:
     )
     likeness = metric[:, other] @ metric[:, target].transpose(1, 2)
     chosen = one_hot(likeness.argmax(2), count).float()  # (T, M - count, count)
-    sums = chosen.transpose(1, 2) @ tokens[:, other].float()
-    means = sums / chosen.sum(1).clamp(min=1)[..., None]
-    return (tokens[:, target].float() + means).to(tokens.dtype)
+    sums, others = chosen.transpose(1, 2) @ tokens[:, other].float(), chosen.sum(1)
+    means = sums / others.clamp(min=1)[..., None]
+    return (tokens[:, target].float() + means).to(tokens.dtype), 1 + others
 
 
 def _targets(others: int, count: int) -> Tensor:
@@ -122,8 +127,11 @@ def _targets(others: int, count: int) -> Tensor:
     return (index % step == 0) & (index < step * count)
 
 
-def _in_order(tokens: Tensor, patch: Tensor, centre: Tensor) -> KeptTokens:
-    """Lay out the (T, 1 + dominant patches + contextual, D) tokens of all tiles."""
+def _in_order(tokens: Tensor, patch: Tensor, centre: Tensor, sizes: Tensor) -> KeptTokens:
+    """Lay out the (T, 1 + dominant patches + contextual, D) tokens of all tiles.
+
+    `sizes` (T, contextual) are how many patches the contextual ones stand for, the others for one.
+    """
     tiles, count = tokens.shape[:2]
     place = patch.new_full((tiles, count), -1)
     place[:, 1 : 1 + patch.shape[1]] = patch
@@ -132,5 +140,6 @@ def _in_order(tokens: Tensor, patch: Tensor, centre: Tensor) -> KeptTokens:
     group[0] = 0
     order = group.flatten().argsort(stable=True)
     centre = torch.cat([place[:, : count - centre.shape[1]], centre], 1)
-    each = (column.flatten()[order] for column in (place, centre))
+    size = torch.cat([sizes.new_ones(tiles, count - sizes.shape[1]), sizes], 1)
+    each = (column.flatten()[order] for column in (place, centre, size))
     return KeptTokens(tokens.flatten(0, 1)[order], order // count, *each)

@@ -60,6 +60,8 @@ def settings_of(config: Any) -> Settings | None:
         raise ValueError(f"{name} chooses by the question, which vLLM's vision tower is not told")
     if pruner.calibrated:
         raise ValueError(f"{name} keeps as many tokens as an image asks for: vLLM cannot make room")
+    if pruner.weigh:
+        raise ValueError(f"{name} with weigh=True: vLLM's attention takes no bias; leave it out")
     if setting := pruner.varies_by():
         raise ValueError(
             f"{name} with {setting} keeps a number of tokens that only the image tells, but vLLM "

@@ -28,6 +28,7 @@ NEEDS_5 = [
     "test_positions.py",
     "test_qwen2_5_vl.py",
     "test_siglip.py",
+    "test_weighing.py",
 ]
 collect_ignore = NEEDS_5 if BEFORE_5 else ["test_trainer.py"]
 

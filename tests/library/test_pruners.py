@@ -520,7 +520,7 @@ SWITCHES = [
     (name, field.name)
     for name, cls in PRUNERS.items()
     for field in fields(cls)
-    if field.type in ("bool", bool)
+    if field.type in ("bool", bool) and not (cls.merges and field.name == "merge")
 ]
 
 

@@ -55,6 +55,7 @@ def test_hivtp_is_filled_up_and_needs_no_name():
         ({"k": 0}, {}, "k must be a percentage"),
         ({"r": 5}, {}, "does not divide the 24 x 24 grid"),
         ({"layout": "rows"}, {}, "layout must be one of"),
+        ({"weigh": True}, {}, "weigh=True: vLLM's attention takes no bias"),
         ({"layout": "unpad"}, {"anyres": True}, "unpad .* use inside or mosaic"),
         ({"pruner": "divprune", "keep": 0.5}, {"anyres": True}, "DivPrune cannot .* mosaic"),
         ("r=2", {}, "hivtp must be an object"),
