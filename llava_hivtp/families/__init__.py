@@ -34,7 +34,7 @@ def attach(
             "mosaic": no unpadding, no newlines, the printed counts of the paper's Table 2.
         positions: "packed": survivors are counted as they come, as LLaVA's splice does. "kept":
             they, and the text behind, have the positions of the unpruned prompt, as they always
-            do in Qwen2.5-VL.
+            do in Qwen2.5-VL and Qwen3-VL.
 
     Raises:
         TypeError: if the model belongs to no family.

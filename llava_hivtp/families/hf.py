@@ -55,6 +55,10 @@ class PrunedHF(Pruned):
         """Index of the placeholders that stay: which of them, matters to no plain positions."""
         return slice(len(image.tokens))
 
+    def encoder_outputs(self, packed: list[PackedImage]) -> Any:
+        """The survivors as the stock class takes its encoder's outputs."""
+        return BaseModelOutputWithPooling(pooler_output=[image.tokens for image in packed])
+
     def place(self, given: dict[str, Any], marks: Tensor, stay: Tensor) -> None:
         """Add the whole prompt's positions to a call about to be cut, if what stays keeps them.
 
@@ -118,9 +122,7 @@ class PrunedHF(Pruned):
         if self.pruner.asks:
             pictures = self._asking(pictures, ids, seen, marks)
         packed, check = self.prune(pictures)
-        given["mm_encoder_outputs"] = {
-            "image": BaseModelOutputWithPooling(pooler_output=[image.tokens for image in packed])
-        }
+        given["mm_encoder_outputs"] = {"image": self.encoder_outputs(packed)}
         check_positions(self.positions, self)
         kept = self._kept_positions(given, seen, marks, packed, pictures)
         stay = self._staying(packed, pictures)

@@ -71,21 +71,16 @@ class PrunedQwen25VL(PrunedHF):
     @torch.no_grad()
     def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
         """All images in one pass, as stock; each is a group of its own, because grids differ."""
-        visual, vision = self.model.visual, self.config.vision_config
-        merge = vision.spatial_merge_size
+        visual, merge = self.model.visual, self.config.vision_config.spatial_merge_size
         unit = merge * merge
         sides = [(1, merge * high, merge * wide) for high, wide in (p.frame for p in pictures)]
         grids = torch.tensor(sides, device=visual.device)
-        window, _ = stock.get_vision_window_index(
-            grids, merge, vision.window_size, vision.patch_size
-        )
-        back, blocks = window.argsort(), list(visual.blocks)
+        back, blocks = self.reading_order(grids), list(visual.blocks)
         tapped = {layer: _Tapped(blocks[layer - 1].attn) for layer in layers}
         for layer, attention in tapped.items():
             blocks[layer - 1] = view_of(blocks[layer - 1], attn=attention)
-        view = view_of(visual, blocks=nn.ModuleList(blocks), merger=_Unmerged(unit))
         pixels = torch.cat([picture.pixels.to(visual.device) for picture in pictures])
-        tokens = view(pixels.type(visual.dtype), grid_thw=grids).pooler_output
+        tokens = self.unmerged(nn.ModuleList(blocks), pixels.type(visual.dtype), grids)
         turned = {  # (H, S, Dh) each, in the order of the tokens
             layer: [
                 part.unflatten(0, (-1, unit))[back.to(part.device)].flatten(0, 1).transpose(0, 1)
@@ -106,6 +101,20 @@ class PrunedQwen25VL(PrunedHF):
             encoded.append((features, [picture]))
             start = end
         return encoded
+
+    def reading_order(self, grids: Tensor) -> Tensor:
+        """Where each token of all images, (S / U,), stands in the tower, which goes by windows."""
+        vision = self.config.vision_config
+        window, _ = stock.get_vision_window_index(
+            grids, vision.spatial_merge_size, vision.window_size, vision.patch_size
+        )
+        return window.argsort()
+
+    def unmerged(self, blocks: nn.ModuleList, pixels: Tensor, grids: Tensor) -> Tensor:
+        """Patches (S, C) through these layers: (S / U, U * D) groups, in reading order."""
+        visual = self.model.visual
+        view = view_of(visual, blocks=blocks, merger=Unmerged(visual.spatial_merge_unit))
+        return view(pixels, grid_thw=grids).pooler_output
 
     def project(self, tokens: Tensor) -> Tensor:
         """The patch merger, on groups of patches (..., U * D)."""
@@ -143,7 +152,7 @@ class PrunedQwen25VL(PrunedHF):
         """None to move: a cut prompt's tokens have their own already."""
 
 
-class _Unmerged(nn.Module):
+class Unmerged(nn.Module):
     """In place of the merger: (S, D) patches to (S / U, U * D) groups."""
 
     def __init__(self, unit: int) -> None:

@@ -9,4 +9,5 @@ FAMILIES = {
     "LlavaNextForConditionalGeneration": "llava_hivtp.families.hf_llava_next:PrunedLlavaNextHF",
     "LlavaOnevisionForConditionalGeneration": "llava_hivtp.families.hf_onevision:PrunedOnevisionHF",
     "Qwen2_5_VLForConditionalGeneration": "llava_hivtp.families.hf_qwen2_5_vl:PrunedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "llava_hivtp.families.hf_qwen3_vl:PrunedQwen3VL",
 }

@@ -26,7 +26,7 @@ NEEDS_5 = [
     "test_hf.py",
     "test_inside.py",
     "test_positions.py",
-    "test_qwen2_5_vl.py",
+    "test_qwen_vl.py",
     "test_siglip.py",
     "test_weighing.py",
 ]

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL of transformers: grids of any shape, windows, positions in 3-D."""
+"""Qwen2.5-VL and Qwen3-VL of transformers: grids of any shape, positions in 3-D."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from fractions import Fraction
 import pytest
 import torch
 from ask import METHODS
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock_module
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from eval.untrained.random_llava import byte_tokenizer
 from llava_hivtp import attach, build_pruner, detach, load
 from llava_hivtp.answer import answer
-from llava_hivtp.families.hf_qwen2_5_vl import ImagesOnly
+from llava_hivtp.families import hf_qwen2_5_vl, hf_qwen3_vl
 from llava_hivtp.importance import HEAD, column_means_in_pytorch, received_attention
 from llava_hivtp.pruners import for_depth
 from llava_hivtp.pruners.fopru import FoPru
@@ -23,6 +29,13 @@ from llava_hivtp.pruners.hivtp import HIVTP
 
 EVERYWHERE, WORDS = (2, 4, 6, 8), ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>")
 MARK = "<|vision_start|><|image_pad|>"
+KINDS = {
+    "2.5": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, hf_qwen2_5_vl.ImagesOnly),
+    "3": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, hf_qwen3_vl.ImagesOnly),
+}
+MODULES = {"2.5": modeling_qwen2_5_vl, "3": modeling_qwen3_vl}
+WINDOWS = {"window_size": 56, "fullatt_block_indexes": [layer - 1 for layer in EVERYWHERE]}
+DEEPSTACK = {"deepstack_visual_indexes": [1, 4], "num_position_embeddings": 36}
 SIZES = [(336, 224), (112, 168), (196, 140), (84, 252)]  # grids of tokens 8x12, 6x4, 5x7, 9x3
 CHAT = (
     "{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}"
@@ -41,20 +54,27 @@ RUN = [n for n, method in METHODS.items() if not method.needs_cls and n not in S
 HIVTP_AT = {"layers": (4,), "r": 2, "k": 25, "c": 2}
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(kind, tmp_path_factory):
     """(model, processor) of random weights, saved and loaded."""
+    settings, cls, images_only = KINDS[kind]
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([*WORDS, "<|vision_end|>"], special_tokens=True)
     image, video, start = (tokenizer.convert_tokens_to_ids(word) for word in WORDS)
     shape = {"hidden_size": 32, "intermediate_size": 64}
-    config = Qwen2_5_VLConfig(
+    config = settings(
         vision_config=shape
-        | {"depth": 8, "num_heads": 4, "patch_size": 14, "window_size": 56, "out_hidden_size": 32}
-        | {"fullatt_block_indexes": [layer - 1 for layer in EVERYWHERE]},
+        | {"depth": 8, "num_heads": 4, "patch_size": 14, "out_hidden_size": 32}
+        | (WINDOWS if kind == "2.5" else DEEPSTACK),
         text_config=shape
-        | {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 3}
+        | {"head_dim": 8}
         | {"vocab_size": len(tokenizer), "max_position_embeddings": 4096}
         | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
         | {
@@ -68,7 +88,7 @@ def made(tmp_path_factory):
         video_token_id=video,
         vision_start_token_id=start,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = cls(config)
     for weight in model.parameters():
         if weight.ndim >= 2:
             torch.nn.init.normal_(weight, std=0.3)
@@ -76,7 +96,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     model.save_pretrained(folder)
     pixels = Qwen2VLImageProcessorPil(size={"shortest_edge": 28**2, "longest_edge": 10**6})
-    chat = ImagesOnly(image_processor=pixels, tokenizer=tokenizer, chat_template=CHAT)
+    chat = images_only(image_processor=pixels, tokenizer=tokenizer, chat_template=CHAT)
     chat.save_pretrained(folder)
     model, _, processor, _ = load(folder, device_map="cpu")
     return model, processor
@@ -104,10 +124,10 @@ def run(model, batch, **more):
 
 @pytest.mark.parametrize("prompts", PROMPTS)
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_keep_all_is_stock_to_the_bit(ask, prompts, way):
+def test_keep_all_is_stock_to_the_bit(ask, kind, prompts, way):
     model, batch = ask(*PROMPTS[prompts])
     ours, call = run(model, batch, **way), model(**batch).logits
-    assert type(detach(model)) is Qwen2_5_VLForConditionalGeneration
+    assert type(detach(model)) is KINDS[kind][1]
     assert not {"_pruner", "layout", "positions"} & set(vars(model))
     stock = run(model, batch, **way)
     assert torch.equal(ours.sequences, stock.sequences)
@@ -146,7 +166,9 @@ def test_survivors_and_text_keep_their_positions(ask):
     answers, kept = run(model, batch).sequences[:, -6:], model.kept
     detach(model)
     grids, mask = batch["image_grid_thw"], batch["attention_mask"]
-    features = model.model.get_image_features(batch["pixel_values"], grids).pooler_output
+    features = model.model.get_image_features(batch["pixel_values"], grids)
+    earlier = getattr(features, "deepstack_features", [])
+    features = features.pooler_output
     positions, _ = model.model.get_rope_index(
         batch["input_ids"], batch["mm_token_type_ids"], grids, attention_mask=mask
     )
@@ -159,9 +181,13 @@ def test_survivors_and_text_keep_their_positions(ask):
         stay[marks.nonzero()[image.kept.patch, 0]] = True
         torch.testing.assert_close(image.tokens, features[row][image.kept.patch])
         read = embed(ids).masked_scatter(marks[:, None], features[row])[stay][None]
-        places, said = places[:, None, stay], []
+        places, said, more = places[:, None, stay], [], {}
         for _ in range(6):
-            hidden = model.model.language_model(inputs_embeds=read, position_ids=places)
+            if earlier:
+                more["visual_pos_masks"] = torch.zeros(read.shape[:2], dtype=torch.bool)
+                more["visual_pos_masks"][0, : int(stay.sum())] = marks[stay]
+                more["deepstack_visual_embeds"] = [e[row][image.kept.patch] for e in earlier]
+            hidden = model.model.language_model(inputs_embeds=read, position_ids=places, **more)
             logits = model.lm_head(hidden.last_hidden_state[0, -1])
             logits[model.generation_config.suppress_tokens] = -torch.inf
             said.append(int(logits.argmax()))
@@ -181,10 +207,12 @@ def test_a_cache_from_a_direct_call_goes_on_where_the_prompt_ended(ask):
     torch.testing.assert_close(second.logits[:, -1], want)
 
 
-def test_what_hivtp_reads_is_the_attention_of_the_whole_image(ask, monkeypatch):
+def test_what_hivtp_reads_is_the_attention_of_the_whole_image(ask, kind, monkeypatch):
+    stock_module = MODULES[kind]
     model, batch = ask(*PROMPTS["two images"])
     pictures = model.pictures(dict(batch))
     encoded = list(model.encode(pictures, (4, 8)))
+    full = EVERYWHERE if kind == "2.5" else tuple(range(1, 9))
     maps, eager = [], stock_module.eager_attention_forward
 
     def spied(*args, **kwargs):
@@ -199,10 +227,12 @@ def test_what_hivtp_reads_is_the_attention_of_the_whole_image(ask, monkeypatch):
         maps.clear()
         visual(picture.pixels, grid_thw=grid[None])
         whole = [m for m in maps if m.shape[-1] == len(picture.pixels)]
-        assert len(whole) == len(EVERYWHERE)
-        received = (whole[1][0].mean((0, 1)) + whole[3][0].mean((0, 1))) / 2
-        window, _ = stock_module.get_vision_window_index(grid[None], 2, 56, 14)
-        want = received.view(-1, 4).mean(1)[window.argsort()]
+        assert len(whole) == len(full)
+        fourth, eighth = (whole[full.index(layer)][0].mean((0, 1)) for layer in (4, 8))
+        want = ((fourth + eighth) / 2).view(-1, 4).mean(1)
+        if kind == "2.5":
+            window, _ = stock_module.get_vision_window_index(grid[None], 2, 56, 14)
+            want = want[window.argsort()]
         torch.testing.assert_close(received_attention(features, (4, 8))[0], want)
         assert features.sides == tuple(side // 2 for side in grid.tolist()[1:])
     visual.set_attn_implementation("sdpa")
@@ -298,12 +328,16 @@ def test_a_head_of_a_large_image_is_scored_in_parts(monkeypatch):
     torch.testing.assert_close(column_means_in_pytorch(*draw), whole)
 
 
-def test_a_papers_layers_move_to_those_that_see_the_whole_image(ask):
+def test_a_papers_layers_move_to_those_that_see_the_whole_image(ask, kind):
+    assert for_depth(HIVTP(), 27, tuple(range(1, 28))).layers == (8, 9, 11, 12)
     assert for_depth(HIVTP(), 32, (8, 16, 24, 32)).layers == (8, 16)
     assert for_depth(build_pruner("fopru"), 32, (8, 16, 24, 32)).layers == (32,)
     model, _ = ask(*PROMPTS["single"])
     model.pruner = "hivtp"
-    assert set(model.pruner.layers) <= set(EVERYWHERE)
+    assert model.pruner.layers == ((2, 4) if kind == "2.5" else (3, 4))
+    if kind == "3":
+        model.pruner = HIVTP(layers=(3, 4))
+        return
     with pytest.raises(ValueError, match=r"HIVTP: layers \[3\] attend within windows only"):
         model.pruner = HIVTP(layers=(3, 4))
 
