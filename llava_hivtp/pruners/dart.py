@@ -22,8 +22,10 @@ class DART(LayerPruner):
     K = floor(keep * V) tokens the image pivots are the first, all pivots keep equally many of the
     rest, the first of them one more each where it does not divide.
 
-    Where we differ from the released code: it takes the pivots in the order of a Python set, and
-    keeps floor(K / pivots) tokens a pivot beside the image pivots, so that more than K stay.
+    Where we differ from the code in github.com/ModelTC/LightCompress: it takes the pivots in the
+    order of a Python set, which depends on their positions, and keeps floor(K / pivots) tokens a
+    pivot beside the image pivots, up to that many more or fewer than K: 196 for 192. With its order
+    and counts the choices are equal. It knows one row of one image.
     """
 
     after: tuple[int, ...] = (2,)

@@ -14,8 +14,11 @@ class FastV(LayerPruner):
     """Keep what the last row of the prompt attends to most (arXiv 2403.06764).
 
     Attention is that of the layer behind which tokens go, mean over heads. What stays keeps its
-    position. Where we differ from the released code: the image may lie anywhere in any row of a
-    batch, its maps are never made, and floor(keep * V) stay of V tokens.
+    position. Where we differ from the released code: it makes the layer's whole attention maps,
+    drops in all rows of a batch what the first one attends to least, needs the image's place and
+    length as settings, and keeps round((1 - r) * V) of V tokens; here each row has its own choice,
+    images may lie anywhere, and floor(keep * V) stay. Its first version masks the tokens instead,
+    or drops them without a cache.
     """
 
     after: tuple[int, ...] = (2,)

@@ -15,7 +15,9 @@ class PDrop(LayerPruner):
 
     Attention is that of the layer that comes next, mean over heads, from its queries and keys of
     what is still there. Positions are packed behind every stage, as in the released code. Where we
-    differ from it: rows may be padded in front and hold several images.
+    differ from it: it refuses padding in front, which a batch that generates needs, drops from the
+    first image of a row only, and takes int(keep * V) in binary fractions, where 0.29 of 100 is
+    28; here it is 29.
     """
 
     after: tuple[int, ...] = (8, 16, 24)

@@ -20,9 +20,12 @@ class SparseVLM(LayerPruner):
     and raters. Positions are packed, as in the first release.
 
     Where we differ from it: of what it drops it clusters 30 % into further tokens, beyond its
-    budget; its second release, SparseVLM+, no longer does, nor is it done here. Its schedules are
-    for 576 tokens, [300, 200, 110] "to 192" among them, and count its stages as if each layer ran
-    on what stays behind it; here `keep` says what stays behind each layer of `after`.
+    budget; its second release, SparseVLM+, no longer does, nor is it done here. That one also
+    divides the attention by that of equal vectors at the same positions and takes half of the
+    heads, which is not done here. Its code makes whole maps, fills the mask of the batch's first
+    row only, and drops one token at least. Its schedules are for 576 tokens, [300, 200, 110] "to
+    192" among them, and count a stage's own layer as if it ran on what stays behind it; here `keep`
+    says what stays behind each layer of `after`.
     """
 
     after: tuple[int, ...] = (3, 7, 16)

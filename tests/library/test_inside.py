@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,6 +230,23 @@ def test_a_method_before_the_language_model_and_one_inside_it(official, inputs, 
     attach(model, both.encoder)
     assert not torch.equal(run(model, given, **LOGITS).logits[0], ours[0])
     assert all(map(torch.equal, entered, [one.kept.patch for one in model.kept]))
+
+
+def test_the_method_of_the_readme_runs_as_printed(official, inputs):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    source = next(part for part in readme.split("```python\n") if "class Longest" in part)
+    names = {"__name__": __name__}
+    exec(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from torch import Tensor\n"
+        "from llava_hivtp.pruners.layered import LayerPruner, LayerState\n"
+        + source.partition("```")[0],
+        names,
+    )
+    model = attach(official("v15")[0], names["Longest"](after=(1,), keep=0.25))
+    run(model, inputs("v15", LONG))
+    assert model.mean_per_layer == [(16 + 4) / 2]
 
 
 def test_the_paper_layers_of_an_encoder_method_move_along():
