@@ -127,7 +127,7 @@ class Dropping:
         image = self.whole.image.gather(1, index) & real
         state = LayerState(
             hidden, image, real, layer, self.whole, index, self.model.norm,
-            tapped=lambda wanted: self._tapped(wanted, layer, hidden, given),
+            tapped=lambda *wanted: self._tapped(*wanted, layer, hidden, given),
         )  # fmt: skip
         counts = self.method.counts(self.tokens, layer)
         stay = self.method.stay(state, counts) & real
@@ -142,21 +142,33 @@ class Dropping:
         return _rows(hidden, order)
 
     def _tapped(
-        self, wanted: int, layer: int, hidden: Tensor, given: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Queries and keys of a layer, of the one just run from its input, made anew."""
-        block = self.model.layers[wanted - 1]
-        stage = self._stage(layer - 1)
+        self,
+        wanted: int,
+        projection: str,
+        index: Tensor | None,
+        layer: int,
+        hidden: Tensor,
+        given: dict[str, Any],
+    ) -> Tensor:
+        """Queries or keys of a layer, of the one just run from its input, made anew.
+
+        Of the rows (B, R) `index`, by default of all.
+        """
+        if wanted not in (layer, layer + 1):
+            raise ValueError(f"behind layer {layer} only it and the next can be read: {wanted}")
+        block, stage = self.model.layers[wanted - 1], self._stage(layer - 1)
+        read = hidden if wanted > layer else self._inputs[layer]
         cos, sin = given["position_embeddings"]
         if stage is not None:
             cos, sin = self._embedded(stage, hidden, given)
-        normed = block.input_layernorm(hidden if wanted > layer else self._inputs[layer])
-        parts = []
-        for projection in (block.self_attn.q_proj, block.self_attn.k_proj):
-            heads = projection(normed).unflatten(-1, (-1, block.self_attn.head_dim)).transpose(1, 2)
-            parts.append(heads * cos[:, None] + _turned(heads) * sin[:, None])
-        queries, keys = parts
-        return queries, keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+        if index is not None:
+            read, cos, sin = (
+                _rows(part.expand(len(index), -1, -1), index) for part in (read, cos, sin)
+            )
+        made = getattr(block.self_attn, projection)(block.input_layernorm(read))
+        heads = made.unflatten(-1, (-1, block.self_attn.head_dim)).transpose(1, 2)
+        heads = heads * cos[:, None] + _turned(heads) * sin[:, None]
+        return heads.repeat_interleave(self.model.config.num_attention_heads // heads.shape[1], 1)
 
     def _given(
         self, layer: int, stage: Stage, hidden: Tensor, given: dict[str, Any]

@@ -362,8 +362,8 @@ def test_closed_forms_follow_what_is_dropped_between_layers(models, make_inputs,
     sizes = request.sizes_of(model, case, inputs, run)
     image = run.length - inputs.text
     assert sizes.lengths == (run.length, inputs.text + image // 2)
-    # Queries and keys of the first layer made again, and what the last row attends to.
-    again = 2 * run.length * shape.width * (shape.width + shape.kv_width + 1)
+    # The first layer's keys made again, the last row's queries, and what it attends to.
+    again = 2 * shape.width * (run.length * (shape.kv_width + 1) + shape.width)
     assert counted == ideal.stages(shape, sizes, 4).flops + again
     half = replace(sizes, length=inputs.text + image // 2, lengths=())
     whole, pruned = (

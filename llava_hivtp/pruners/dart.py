@@ -44,8 +44,7 @@ class DART(LayerPruner):
 
     def stay(self, state: LayerState, counts: list[int]) -> Tensor:
         """Which positions stay, (B, S) bool; ties go to the lowest position."""
-        _, keys = state.queries_and_keys(state.layer)
-        length = finite(keys.float().abs().sum((1, 3)))  # (B, S)
+        length = finite(state.keys(state.layer).float().abs().sum((1, 3)))  # (B, S)
         directions = normalize(state.norm(state.hidden).float(), dim=-1)
         stay = state.real & ~state.image
         for row, count in enumerate(counts):

@@ -40,13 +40,18 @@ class LayerState(Rows):
     prompt: Rows  # what the first layer read
     index: Tensor  # (B, S) where in the prompt each position was
     norm: nn.Module  # the norm behind the last layer
-    tapped: Callable[[int], tuple[Tensor, Tensor]]  # see `queries_and_keys`
+    tapped: Callable[[int, str, Tensor | None], Tensor]  # see `queries` and `keys`
 
-    def queries_and_keys(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(B, H, S, Dh) queries and keys with their positions, of this layer or of the next."""
-        if layer not in (self.layer, self.layer + 1):
-            raise ValueError(f"behind layer {self.layer} only it and the next can be read: {layer}")
-        return self.tapped(layer)
+    def queries(self, layer: int, index: Tensor) -> Tensor:
+        """(B, H, R, Dh) queries with their positions, of the rows (B, R) `index`.
+
+        Like `keys` of this layer or of the next.
+        """
+        return self.tapped(layer, "q_proj", index)
+
+    def keys(self, layer: int) -> Tensor:
+        """(B, H, S, Dh) keys with their positions, one for every query head."""
+        return self.tapped(layer, "k_proj", None)
 
     @property
     def last(self) -> Tensor:
@@ -60,13 +65,10 @@ class LayerState(Rows):
 
         R is the number of rows of the batch item that has most; others come first, with zeros.
         """
-        queries, keys = self.queries_and_keys(layer)
         count = int(rows.sum(1).max())
         order = rows.to(torch.uint8).argsort(dim=1, stable=True)[:, rows.shape[1] - count :]
-        asked = queries.gather(
-            2, order[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3])
-        )
-        logits = asked.float() @ keys.float().transpose(2, 3) * queries.shape[3] ** -0.5
+        queries, keys = self.queries(layer, order), self.keys(layer)
+        logits = queries.float() @ keys.float().transpose(2, 3) * queries.shape[3] ** -0.5
         place = torch.arange(rows.shape[1], device=rows.device)
         seen = self.real[:, None] & (place <= order[:, :, None])  # (B, R, S)
         weights = logits.masked_fill(~seen[:, None], -torch.inf).softmax(3).mean(1)
