@@ -52,14 +52,13 @@ class Stopwatch:
 
         Without `language`, whoever runs the language model marks "splice" and "prefill".
         """
-        tower = model.get_vision_tower().vision_tower
-        projector = model.get_model().mm_projector
+        tower, projector, decoder = _parts(model)
         with ExitStack() as self._hooks:
             for module, before, after in (
                 (tower, None, "tower"),
                 # A method may project tokens to score them: the last time counts.
                 (projector, "select", "project"),
-                *([(model.get_model(), "splice", None), (model, None, "prefill")] * language),
+                *([(decoder, "splice", None), (model, None, "prefill")] * language),
             ):
                 self._watch(module, before, after)
             yield
@@ -100,3 +99,12 @@ class Stopwatch:
         self.mark(name)
         if name == "prefill":
             self._hooks.close()
+
+
+def _parts(model: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Vision tower, projector, decoder of an official LLaVA or of transformers' own."""
+    if hasattr(model, "get_vision_tower"):
+        decoder = model.get_model()
+        return model.get_vision_tower().vision_tower, decoder.mm_projector, decoder
+    inner = model.model
+    return inner.vision_tower, inner.multi_modal_projector, inner.language_model

@@ -172,11 +172,14 @@ def test_a_ragged_batch_answers_like_single_prompts(official, inputs, photo, kin
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 @every_method
-def test_the_same_weights_in_official_llava_answer_the_same(official, converted, photo, kind, name):
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_same_weights_in_official_llava_answer_the_same(
+    official, converted, photo, kind, name, first
+):
     ours, (theirs, processor) = official(kind), converted(kind)
     attach(ours[0], method(name))
     attach(theirs, method(name))
-    images = [photo(size, i) for i, size in enumerate(SIZES[:2])]
+    images = [photo(size, i) for i, size in enumerate(SIZES[first : first + 2], first)]
     answers = generate(*ours, images, LONG, TEXT, SHORT)
     batch = processor(text=[LONG, TEXT, SHORT], images=images, padding=True, return_tensors="pt")
     rows = theirs.generate(**batch, max_new_tokens=5, do_sample=False)
