@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.records import BENCHMARKS
+from eval.plan.elsewhere import Printed, read_elsewhere
 from eval.plan.reader import ConfigError, Mapping, error_at, plain, read_yaml
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ TIMES = ("ttft_ms", "throughput")
 PREPARATION = "preparation_ms"  # before TTFT begins; no paper prints it
 
 _TABLE_KEYS = {"title", "models", "layout", "patches", "tasks", "protocol", "rows"}
-_OPTIONAL_KEYS = {"device", "positions"}
+_OPTIONAL_KEYS = {"device", "positions", "elsewhere"}
 _LIKE_KEYS = {"like", "title", "models", "layout"}
 _ROW_KEYS = {
     "id",
@@ -103,6 +104,20 @@ class Table:
     tasks: tuple[str, ...]
     protocol: dict[str, str]
     rows: tuple[Row, ...]
+    elsewhere: tuple[Printed, ...] = ()  # what other papers print for its methods
+
+    def printed_elsewhere(self, row: Row) -> dict[str, dict[str, Printed]]:
+        """Paper and its table -> benchmark -> number, for a row's method at its count.
+
+        The count is that of the row's section, `64 tokens`; the unpruned row's, whatever it is.
+        """
+        found: dict[str, dict[str, Printed]] = {}
+        models = {Path(model).name for model in self.models}
+        for one in self.elsewhere if row.set != "control" else ():
+            same = row.pruner == "none" or row.section == f"{one.tokens} tokens"
+            if one.method == row.pruner and one.model in models and same:
+                found.setdefault(f"{one.paper}, {one.table}", {})[one.benchmark] = one
+        return found
 
     @property
     def unpruned(self) -> Row | None:
@@ -142,6 +157,7 @@ def load_table(path: str | Path, model: str | None = None) -> Table:
         tasks=tasks,
         protocol=_protocol(path, data, tasks),
         rows=(),
+        elsewhere=_elsewhere(path, data),
     )
     return replace(table, rows=_rows(path, data, table))
 
@@ -348,6 +364,20 @@ def _check_budget(path: Path, entry: Mapping, row: Row, block: int, patches: int
             f"row '{row.id}' may keep {kept} of {patches} tokens, its block of {row.block} % "
             f"allows {allowed}: name its share, lower it or move the row to another block",
         )
+
+
+def _elsewhere(path: Path, data: Mapping) -> tuple[Printed, ...]:
+    """The numbers of the file that a table names beside itself."""
+    name = data.get("elsewhere")
+    if name is None:
+        return ()
+    if not isinstance(name, str) or not name.endswith(".csv"):
+        raise error_at(path, data, "elsewhere", f"elsewhere must name a CSV, got {name!r}")
+    found = read_elsewhere(path.parent / name)
+    known = {Path(model).name for model in data["models"]}
+    if not any(one.model in known for one in found):
+        raise error_at(path, data, "elsewhere", f"{name} has no number for {', '.join(known)}")
+    return found
 
 
 def _tasks(path: Path, data: Mapping) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ def columns(collected: Collected) -> list[str]:
     """Columns to show: every benchmark, and the counts and times that somebody has."""
     benchmarks = [BENCHMARKS[task].column for task in collected.table.tasks]
     known = {name for row in collected.rows for name in (*row.values, *row.row.printed)}
+    elsewhere = map(collected.table.printed_elsewhere, (row.row for row in collected.rows))
+    known |= {name for papers in elsewhere for cells in papers.values() for name in cells}
     around = [
         ["retain", "tokens", "entering", "newlines"],
         benchmarks,
@@ -106,6 +108,7 @@ def lines(collected: Collected) -> list[Line]:
         name = row.section, method_name(row)
         ours = [_ours(collected, measured, c) for c in shown]
         found.append(Line(*name, "ours", ours))
+        found += _elsewhere(collected, measured, shown)
         if not row.printed or collected.limit is not None:
             continue
         theirs = [_theirs(collected, row, c, (row.id, c) in printed_best) for c in shown]
@@ -113,6 +116,19 @@ def lines(collected: Collected) -> list[Line]:
         deltas = [_number(collected.delta(measured, c), c, "+") for c in shown]
         if set(deltas) != {MISSING}:
             found.append(Line(*name, "Δ", [Cell(delta) for delta in deltas]))
+    return found
+
+
+def _elsewhere(collected: Collected, measured: Measured, shown: Sequence[str]) -> list[Line]:
+    """What other papers print for a row, as they print it."""
+    row, found = measured.row, []
+    for paper, cells in collected.table.printed_elsewhere(row).items():
+        there = {
+            column: Cell(str(one.value), f"({one.differs})" if one.differs else "")
+            for column, one in cells.items()
+        }
+        line = [there.get(column, Cell()) for column in shown]
+        found.append(Line(row.section, method_name(row), paper, line))
     return found
 
 
@@ -147,6 +163,12 @@ def footer(collected: Collected, full: bool = False) -> list[str]:
         )
     if any("entering" in row.values for row in collected.rows):
         said.append(LAYERS)
+    if shown.elsewhere:
+        said.append(
+            "Lines of other papers: as printed there (in what it is another measure than ours), % "
+            "of unpruned over their own benchmarks; no difference is given. The sources stand in "
+            "the file that `elsewhere` names."
+        )
     if any(row.partial for row in collected.rows):
         said.append("(n/m): a mean over n of the table's m tasks; not compared.")
     if not collected.on_printed_model:
