@@ -19,10 +19,10 @@ from eval.nano.draw import LARGE, draw
 from eval.nano.language import draw_kind, make_album, pack, predict, questions_about, show_all
 from eval.nano.tower import (
     LAYERS,
-    MIDDLE,
     build_tower,
     draw_batch,
     find_things,
+    middle,
     pixels,
     received,
     run_tower,
@@ -148,9 +148,9 @@ def test_training_guides_the_attention_that_hivtp_scores():
     images = pixels([draw(random.Random(i), "scene").image for i in range(3)])
     with torch.no_grad():
         ours = received(tower, run_tower(tower, images)[2])
-        hidden, tap = encode_tiles(tower, images, LAYERS - 1, MIDDLE)
+        hidden, tap = encode_tiles(tower, images, LAYERS - 1, middle(tower))
     features = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
-    torch.testing.assert_close(ours, received_attention(features, MIDDLE))
+    torch.testing.assert_close(ours, received_attention(features, middle(tower)))
 
 
 @pytest.mark.parametrize("name", ["v15", "nodrop"])
@@ -160,9 +160,9 @@ def test_the_middle_layers_of_the_shipped_tower_find_what_is_drawn(name):
     tower = model.get_vision_tower().vision_tower
     batch = draw_batch("fresh pictures", 20, half=False)
     with torch.no_grad():
-        hidden, tap = encode_tiles(tower, batch.images, LAYERS - 1, MIDDLE)
+        hidden, tap = encode_tiles(tower, batch.images, LAYERS - 1, middle(tower))
     features = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
-    best = received_attention(features, MIDDLE).topk(36, 1).indices
+    best = received_attention(features, middle(tower)).topk(36, 1).indices
     things = find_things(batch.aspects)
     found = things.gather(1, best).sum(1) / things.sum(1).clamp(max=36)
     assert found.mean() > 0.8  # 0.25 by chance

@@ -53,6 +53,23 @@ def train(
 
 
 @app.command()
+def towers(
+    name: Annotated[str, typer.Option(help="unguided or guided; all by default")] = "all",
+    out: Annotated[Path, typer.Option(help="states, logs, checkpoints")] = Path(
+        "results/nano/family"
+    ),
+) -> None:
+    """Train small models with towers of their own; the same command goes on after a stop."""
+    import torch
+
+    from eval.nano.family import FAMILY, train_member
+
+    torch.set_num_threads(1)
+    for each in FAMILY if name == "all" else (name,):
+        typer.echo(train_member(out, each))
+
+
+@app.command()
 def convert(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("results/nano/hf"),
     variant: Annotated[str, typer.Option(help="nodrop, v15 or anyres")] = "nodrop",

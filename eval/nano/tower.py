@@ -12,11 +12,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from eval.nano.draw import PATCH, SIDE, draw
 from eval.nano.labels import ASPECTS, EVERYWHERE, GRID, IGNORE, SUMMARY, label
 from eval.nano.text import build_tokenizer
+from llava_hivtp.pruners.base import PaperLayers
 
 WIDTH = 128
 LAYERS = 12
 HEADS = 4
-MIDDLE = (4, 5)  # layers, counted from 1, whose attention learns to follow the things drawn
+MIDDLE = PaperLayers((7, 8, 9, 10))  # of 24: whose attention learns to follow the things drawn
 MEAN, STD = 0.4, 0.25  # of a pixel, the same for the three channels
 _WEIGHTS = {"character": 2.0, "place": 0.5, "side": 0.3, "height": 0.3, "number": 0.5}
 _GUIDE = 0.5  # weight of the attention to things
@@ -24,12 +25,12 @@ _KINDS = {"dense": 0.4, "scene": 0.25, "diagram": 0.25, "sign": 0.1}
 _SHOWN = 72  # patches shown in the first phase, half of them
 
 
-def build_tower() -> CLIPVisionModel:
-    """A twelve-layer CLIP tower, initialised so that it learns quickly."""
+def build_tower(layers: int = LAYERS) -> CLIPVisionModel:
+    """A CLIP tower, twelve layers deep unless told, initialised so that it learns quickly."""
     config = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         image_size=SIDE,
         patch_size=PATCH,
@@ -46,6 +47,11 @@ def build_tower() -> CLIPVisionModel:
     with torch.no_grad():
         core.embeddings.position_embedding.weight[1:] = 0.2 * _waves()
     return tower
+
+
+def middle(tower: CLIPVisionModel) -> tuple[int, ...]:
+    """The layers MIDDLE of this tower, from 1: 4 and 5 of 12, 3 and 4 of 8."""
+    return MIDDLE.at(len(_core(tower).encoder.layers))
 
 
 def build_projector() -> nn.Sequential:
@@ -76,7 +82,7 @@ def pixels(images: list) -> Tensor:
 def run_tower(
     tower: CLIPVisionModel, images: Tensor, shown: Tensor | None = None
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Patches as LLaVA reads them, one layer before the end; the last CLS; what MIDDLE reads."""
+    """Patches as LLaVA reads them, one layer before the end; the last CLS; what `middle` reads."""
     core = _core(tower)
     hidden = core.embeddings(images)  # (B, 1 + N, D)
     if shown is not None:
@@ -88,13 +94,14 @@ def run_tower(
         read.append(hidden)
         hidden = layer(hidden, attention_mask=None)
     last = core.encoder.layers[-1](hidden, attention_mask=None)
-    return hidden[:, 1:], last[:, 0], [read[i - 1] for i in MIDDLE]
+    return hidden[:, 1:], last[:, 0], [read[i - 1] for i in middle(tower)]
 
 
 def received(tower: CLIPVisionModel, read: list[Tensor]) -> Tensor:
-    """Attention each patch receives in the layers MIDDLE, as HIVTP scores it, (B, N)."""
+    """Attention each patch receives in the layers `middle`, as HIVTP scores it, (B, N)."""
     layers = _core(tower).encoder.layers
-    return sum(_received(layers[i - 1], x) for i, x in zip(MIDDLE, read, strict=True)) / len(MIDDLE)
+    each = [_received(layers[i - 1], x) for i, x in zip(middle(tower), read, strict=True)]
+    return sum(each) / len(each)
 
 
 def _received(layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -183,9 +190,16 @@ def find_things(aspects: dict[str, Tensor]) -> Tensor:
 
 
 def tower_loss(
-    tower: CLIPVisionModel, projector: nn.Module, heads: Heads, batch: Batch
+    tower: CLIPVisionModel,
+    projector: nn.Module,
+    heads: Heads,
+    batch: Batch,
+    guide: float = _GUIDE,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Name every patch with words, place it, attend to things, sum up the picture in CLS."""
+    """Name every patch with words, place it, attend to things, sum up the picture in CLS.
+
+    Without `guide` the attention is measured and not taught.
+    """
     with torch.autocast("cpu", dtype=torch.bfloat16):
         patches, cls, read = run_tower(tower, batch.images, batch.shown)
         attention = received(tower, read)
@@ -198,7 +212,8 @@ def tower_loss(
     things = find_things(batch.aspects)
     attended = attention / attention.sum(1, keepdim=True)
     # Middle layers of CLIP attend to objects by themselves; twelve small layers do not.
-    loss = loss - _GUIDE * attended[things].log().mean()
+    if guide:
+        loss = loss - guide * attended[things].log().mean()
     scores = {"place_error": off[batch.ink].mean().item()}
     scores["attended"] = (attended * things).sum(1).mean().item()
     for aspect, target in batch.aspects.items():

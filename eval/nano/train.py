@@ -94,7 +94,7 @@ def train_language(
         return language_loss(learning, shown, pack(encoded)), {}
 
     schedule = Schedule(steps, 2e-3, warm=80, flat=0.3)
-    fit(folder, "language", learning, schedule, step, _checked(learning, [held_out]), 200)
+    fit(folder, "language", learning, schedule, step, check_on(learning, [held_out]), 200)
     return learning.eval()
 
 
@@ -127,11 +127,11 @@ def train_anyres(
         return language_loss(learning, shown, pack(encoded)), {}
 
     schedule = Schedule(steps, 1.5e-3, warm=80, flat=0.3)
-    fit(folder, "anyres", learning, schedule, step, _checked(learning, held_out), 200)
+    fit(folder, "anyres", learning, schedule, step, check_on(learning, held_out), 200)
     return learning.eval()
 
 
-def _checked(learning: nn.ModuleDict, albums: list[Album]) -> Callable[[], dict[str, float]]:
+def check_on(learning: nn.ModuleDict, albums: list[Album]) -> Callable[[], dict[str, float]]:
     """Accuracy on pictures that training never shows, averaged over the albums that ask."""
 
     def check() -> dict[str, float]:
