@@ -16,7 +16,9 @@ def _main() -> None:
 @app.command()
 def data(
     out: Annotated[Path, typer.Option(help="folder to run lmms-eval from")],
-    size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",
+    size: Annotated[
+        str, typer.Option(help="quick: 40 questions per set; sample: 160; full: 400")
+    ] = "quick",
     images: Annotated[str, typer.Option(help="small: 144 pixels; large: up to 288")] = "small",
     blank: Annotated[bool, typer.Option(help="hide every picture, keep every question")] = False,
 ) -> None:
@@ -107,13 +109,31 @@ def compare(
 
 
 @app.command()
+def field(
+    out: Annotated[Path, typer.Option(help="data, results, report")] = Path("results/nano/field"),
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Show what is there, of whatever code; ask nothing.")
+    ] = False,
+) -> None:
+    """Ask the field's table on the embedded model, and compare; goes on after a stop."""
+    from eval.nano.field import Field, run_field
+
+    table, numbers = run_field(Field(out, as_is=as_is))
+    (out / "field.md").write_text(f"{table}\n")
+    (out / "field.csv").write_text(numbers)
+    typer.echo(table)
+
+
+@app.command()
 def tune(
     out: Annotated[Path, typer.Option(help="data, trainings, results")] = Path("results/nano/tune"),
     trainer: Annotated[
         Path, typer.Option(help="the Python of transformers 4.37.2, which LLaVA's trainer needs")
     ] = Path(".venv-4.37.2/bin/python"),
     pictures: Annotated[int, typer.Option(min=1, help="to train on")] = 2500,
-    size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",
+    size: Annotated[
+        str, typer.Option(help="quick: 40 questions per set; sample: 160; full: 400")
+    ] = "quick",
 ) -> None:
     """Tune under HIVTP, and compare before and after; the same command goes on after a stop."""
     from eval.nano.tuning import Tuning, run_tuning
@@ -143,7 +163,9 @@ def served(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="data, results, tables")] = Path("results/nano"),
-    size: Annotated[str, typer.Option(help="quick: 40 questions per set; full: 400")] = "quick",
+    size: Annotated[
+        str, typer.Option(help="quick: 40 questions per set; sample: 160; full: 400")
+    ] = "quick",
     rows: Annotated[
         str | None, typer.Option(help="Rows of Tables 1 and 2, as in 'full,*-25'; all by default.")
     ] = None,
