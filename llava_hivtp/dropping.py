@@ -43,7 +43,7 @@ class Dropping:
         """Take a decoder with `layers`, `rotary_emb` and `norm`, and what tells its prompt's rows.
 
         Args:
-            model: a LlamaModel or MistralModel of transformers 5.
+            model: one of DECODERS.
             method: what to drop.
             look: number of rows -> (B, S) bool each: tokens of an image, no padding. None if no
                 row has an image: then nothing is dropped.

@@ -72,3 +72,15 @@ def test_a_method_in_front_is_spelled_within_the_others_arguments():
     assert (both.after, both.keep) == ((2,), (0.5,))
     assert both.encoder == VisionZip(keep=0.25, layers=(23,))
     assert read_pruner("fastv:encoder=visionzip:keep=0.25").encoder == VisionZip(keep=0.25)
+
+
+def test_the_arguments_of_lmms_eval_build_them(tiny):
+    from lmms_eval.utils import simple_parse_args_string
+
+    from llava_hivtp.lmms import LlavaHIVTP
+
+    spelled = "pruner=pdrop,after=1,keep=0.5,encoder=hivtp:r=2:k=25:c=none:layers=2+3"
+    model = LlavaHIVTP(str(tiny()), **simple_parse_args_string(spelled), workers=0).model
+    both = read_pruner("pdrop:" + spelled.partition(",")[2])
+    assert model.pruner == both
+    assert both.encoder.layers == (2, 3)
