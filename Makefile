@@ -1,6 +1,7 @@
 # make setup | test | test-all | lint | check | demo | explore
 # Choices of the first set-up, kept for later calls: TORCH=2.11.0  LLAVA=git  (and PYTHON=python3.11)
 # The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests)
+# Transformers' own LLaVA and LLaVA-NeXT alone: make test TRANSFORMERS=4.57.6
 # The engine's environment, .venv-vllm: make setup-vllm, make test-vllm (VLLM=gpu or cpu)
 
 TRANSFORMERS ?= 5.23.0
@@ -9,7 +10,7 @@ VENV ?= .venv
 TESTS ?= tests
 else
 VENV ?= .venv-$(TRANSFORMERS)
-TESTS ?= tests/library
+TESTS ?= tests/library$(if $(filter 4.57.%,$(TRANSFORMERS)),/test_hf.py)
 endif
 
 -include $(VENV)/choices.mk

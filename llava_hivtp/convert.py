@@ -134,10 +134,14 @@ def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _image_processor(config: Any, clip: Any) -> Any:
     """Transformers' processor that gives the pixels of LLaVA's preprocessing."""
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.llava_next.image_processing_pil_llava_next import (
-        LlavaNextImageProcessorPil,
-    )
+    try:
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+        from transformers.models.llava_next.image_processing_pil_llava_next import (
+            LlavaNextImageProcessorPil,
+        )
+    except ImportError:  # transformers 4 has PIL ones only
+        from transformers import LlavaImageProcessor as LlavaImageProcessorPil
+        from transformers import LlavaNextImageProcessor as LlavaNextImageProcessorPil
 
     common = {
         name: getattr(clip, name)

@@ -99,6 +99,7 @@ def byte_tokenizer() -> Any:
         single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
     )
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    special["model_input_names"] = ["input_ids", "attention_mask"]  # as Llama's
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 

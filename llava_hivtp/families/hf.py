@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -36,7 +37,7 @@ class PrunedHF(Pruned):
     @staticmethod
     def check_model(model: Any) -> None:
         """Refuse transformers that cannot take image tokens made elsewhere."""
-        if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        if not takes_encoder_outputs(model):
             raise ValueError(
                 f"{type(model).__name__} takes no mm_encoder_outputs: pruning it needs "
                 "transformers 5.18 or newer"
@@ -45,7 +46,9 @@ class PrunedHF(Pruned):
     @classmethod
     def processor(cls, path: str | Path) -> Any:
         """The checkpoint's processor; images are processed by PIL."""
-        return AutoProcessor.from_pretrained(path, backend="pil")
+        before_5 = int(transformers.__version__.split(".")[0]) < 5
+        pil = {"use_fast": False} if before_5 else {"backend": "pil"}
+        return AutoProcessor.from_pretrained(path, **pil)
 
     def pictures(self, given: dict[str, Any]) -> list[Picture]:
         """The images of a call; takes what only the tower needs out of its arguments."""
@@ -75,6 +78,8 @@ class PrunedHF(Pruned):
             if kwargs.get("pixel_values") is not None:
                 self.check_labels(kwargs.get("labels"))
                 kwargs = self._cut(kwargs)
+                if kwargs.get("inputs_embeds") is not None:  # a direct call takes one of the two
+                    del kwargs["input_ids"]
             return super().__call__(**kwargs)
 
     @torch.no_grad()
@@ -143,7 +148,16 @@ class PrunedHF(Pruned):
             sizes = torch.cat([part.size for part in packed]).to(image.device)
             ones = torch.ones(image.shape, device=image.device)
             announce(self.get_decoder(), ones.masked_scatter(image, sizes))
+        if not takes_encoder_outputs(self):
+            self._embed(given)
         return given
+
+    def _embed(self, given: dict[str, Any]) -> None:
+        """Hand the image tokens over among the prompt's embeddings, as before 5.18."""
+        tokens = torch.cat(given.pop("mm_encoder_outputs")["image"].pooler_output)
+        embeds = self.get_input_embeddings()(given["input_ids"])
+        image = (given["input_ids"] == self.config.image_token_id)[..., None]
+        given["inputs_embeds"] = embeds.masked_scatter(image, tokens.to(embeds))
 
     def _note_splice(self, given: dict[str, Any], packed: list[PackedImage]) -> None:
         image, mask = given["input_ids"] == self.config.image_token_id, given.get("attention_mask")
@@ -194,6 +208,11 @@ class PrunedHF(Pruned):
                 )
             flags[self.slots(image)] = True
         return torch.cat(stay)
+
+
+def takes_encoder_outputs(model: Any) -> bool:
+    """Whether a model of transformers takes image tokens made elsewhere, as from 5.18 on."""
+    return "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
 
 
 def check_pixels(pixels: Any) -> None:

@@ -21,7 +21,6 @@ class PrunedLlavaHF(PrunedHF):
     @staticmethod
     def check_model(model: Any) -> None:
         """Refuse towers and strategies that leave no square grid of patches."""
-        PrunedHF.check_model(model)
         kind = model.config.vision_config.model_type
         strategy = model.config.vision_feature_select_strategy
         layer, layers = _layer(model), model.config.vision_config.num_hidden_layers

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import LlavaOnevisionProcessor
 
 from llava_hivtp.families.base import Picture
+from llava_hivtp.families.hf import PrunedHF
 from llava_hivtp.families.hf_llava_next import PrunedLlavaNextHF
 
 
@@ -23,6 +24,12 @@ class ImagesOnly(LlavaOnevisionProcessor):
 
 class PrunedOnevisionHF(PrunedLlavaNextHF):
     """One image in a prompt has tiles, several have their base tile and a newline each."""
+
+    @staticmethod
+    def check_model(model: Any) -> None:
+        """As LLaVA's, where image tokens made elsewhere are taken."""
+        PrunedHF.check_model(model)
+        PrunedLlavaNextHF.check_model(model)
 
     @classmethod
     def processor(cls, path: str | Path) -> ImagesOnly:
