@@ -291,6 +291,12 @@ def test_a_method_that_is_not_there_is_said_before_a_model_is_loaded(tmp_path):
     assert "none.py:Mine' cannot be imported" in result.output
 
 
+@pytest.mark.parametrize("spelled", ["fastv", "fastv:after=2,encoder=hivtp:r=2"])
+def test_what_chooses_inside_the_language_model_is_not_drawn(spelled):
+    with pytest.raises(ValueError, match="chooses inside the language model, which no figure"):
+        make.Methods(25, [spelled])
+
+
 def test_a_pareto_plot_of_a_table_is_drawn_from_what_is_stored(table, tmp_path):
     config, out, model = table("pope, gqa"), tmp_path / "results", "liuhaotian/llava-v1.5-7b"
     loaded, rng = load_table(config, model), random.Random(0)

@@ -20,7 +20,15 @@ from eval.plan.names import display_name
 from eval.report.picture import Picture, save
 from eval.results.store import write_json_atomic
 from llava_hivtp.answer import prompt_ids
-from llava_hivtp.pruners import PRUNERS, Pruner, build_pruner, find_pruner, for_depth, read_pruner
+from llava_hivtp.pruners import (
+    PRUNERS,
+    LayerPruner,
+    Pruner,
+    build_pruner,
+    find_pruner,
+    for_depth,
+    read_pruner,
+)
 
 # r_max in percent -> k and c of HIVTP in the paper's Table 1, and k of the same budget without c.
 BLOCKS = {75: (50, 2, 75), 50: (25, 2, 50), 40: (15, 2, 39), 25: (14, 3, 25)}
@@ -34,7 +42,7 @@ class Methods:
         own: further methods as `read_pruner` takes them; a share they leave open is the block's.
 
     Raises:
-        ValueError: for another block, or a further method that cannot be built.
+        ValueError: for another block, or a further method that cannot be built or drawn.
     """
 
     def __init__(self, block: int, own: Iterable[str] = ()) -> None:
@@ -42,6 +50,12 @@ class Methods:
             raise ValueError(f"--block must be one of {list(BLOCKS)}, got {block}")
         self.block = block
         self.own = dict(self._read(text) for text in own)
+        for title, method in self.own.items():
+            if isinstance(method, LayerPruner):
+                raise ValueError(
+                    f"{title} chooses inside the language model, which no figure shows: name its "
+                    "encoder method"
+                )
 
     def stages(self, depth: int) -> dict[str, Pruner]:
         """HIVTP with and without its local stage, and the further ones."""
