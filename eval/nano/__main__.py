@@ -72,6 +72,28 @@ def towers(
 
 
 @app.command()
+def frontier(
+    out: Annotated[Path, typer.Option(help="answers; the report is frontier.md")] = Path(
+        "results/nano/frontier"
+    ),
+    number: Annotated[int, typer.Option(min=4, help="questions of each set")] = 80,
+    towers: Annotated[
+        str, typer.Option(help="checkpoints of the family")
+    ] = "nodrop,unguided,guided",
+) -> None:
+    """Compare the methods on every tower of the family; goes on after a stop."""
+    import torch
+
+    from eval.nano.frontier_report import examine, report
+
+    torch.set_num_threads(1)
+    file = out / "frontier.md"
+    found = examine(out, number, towers.split(","))
+    file.write_text(report(found))
+    typer.echo(file)
+
+
+@app.command()
 def convert(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("results/nano/hf"),
     variant: Annotated[str, typer.Option(help="nodrop, v15 or anyres")] = "nodrop",

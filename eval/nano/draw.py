@@ -45,7 +45,7 @@ def draw(
     `repeat` asks a scene for a shape drawn that many times; `text` is what a sign says.
     """
     picture = Picture(background(rng, size), ink=Image.new("L", size))
-    pen = _Pen(picture, rng, scale)
+    pen = Pen(picture, rng, scale)
     pen.clutter()
     if kind == "scene":
         pen.shapes(*_cast(rng, repeat))
@@ -98,7 +98,7 @@ def _cast(
     return names, [rng.choice(list(COLORS)) for _ in names]
 
 
-class _Pen:
+class Pen:
     """Draws on a picture and notes what it drew where."""
 
     def __init__(self, picture: Picture, rng: random.Random, scale: float) -> None:

@@ -46,7 +46,9 @@ def _pair(
         for _ in range(20):  # a family may choose a subject that has no wrong answer
             no = family(studio.rng, picture, False)
             if no:
+                studio.asked.append((picture, no))
                 return picture, (yes, no)
+        studio.asked.pop()
 
 
 def _test_word_is(rng: random.Random, picture: Picture, want: q.Want = None) -> q.Question | None:

@@ -30,6 +30,7 @@ class Studio:
         if images not in ("small", "large"):
             raise ValueError(f"images must be small or large, got {images!r}")
         self.rng, self.images, self.blank = random.Random(seed), images, blank
+        self.asked: list[tuple[Picture, q.Question]] = []  # in order
 
     def picture(self, kind: str, **options: Any) -> Picture:
         """Draw a picture of the next seed."""
@@ -52,6 +53,7 @@ class Studio:
             picture = self.picture(kind, **options)
             question = family(self.rng, picture, want)
             if question:
+                self.asked.append((picture, question))
                 return picture, question
 
     def counted(self) -> dict[str, int]:

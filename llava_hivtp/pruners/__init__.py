@@ -14,6 +14,7 @@ from typing import Any
 from llava_hivtp.pruners.avgpool import AvgPool
 from llava_hivtp.pruners.base import PaperLayers, Pruner, ScorePruner
 from llava_hivtp.pruners.cdpruner import CDPruner
+from llava_hivtp.pruners.cover import Cover
 from llava_hivtp.pruners.dart import DART
 from llava_hivtp.pruners.divprune import DivPrune
 from llava_hivtp.pruners.fastv import FastV
@@ -44,6 +45,7 @@ PRUNERS: dict[str, type[Pruner]] = {
     "divprune": DivPrune,
     "hiprune": HiPrune,
     "scope": SCOPE,
+    "cover": Cover,
     "holov": HoloV,
     "cdpruner": CDPruner,
     "random": Random,

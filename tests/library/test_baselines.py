@@ -252,6 +252,29 @@ def scope(features: VisionFeatures, count: int, saliency, alpha: float) -> list[
     return patches(features, chosen)
 
 
+def cover(features: VisionFeatures, count: int, importance: str) -> list[Token]:
+    """SCOPE's steps on projected tokens, with this importance."""
+    chosen = []
+    for t in range(features.n_tiles):
+        x = features.project(features.tokens[t]).double().numpy()
+        distinct = [max(0.0, 1 - cosine(a, x.mean(0))) for a in x]
+        attention = from_cls(features, 23, t)
+        both = [(d * a) ** 0.5 for d, a in zip(distinct, attention, strict=True)]
+        weight = {"cls": attention, "distinct": distinct, "both": both}[importance]
+        near = [[cosine(a, b) for b in x] for a in x]
+        covered, picks = [0.0] * len(x), []
+        while len(picks) < count:
+            left = [i for i in range(len(x)) if i not in picks]
+            gains = [
+                weight[i] * sum(max(0.0, near[i][j] - covered[j]) for j in range(len(x)))
+                for i in left
+            ]
+            picks.append(left[top(gains, 1)[0]])
+            covered = [max(c, near[picks[-1]][j]) for j, c in enumerate(covered)]
+        chosen.append(picks)
+    return patches(features, chosen)
+
+
 def holov(features: VisionFeatures, count: int, crops: int, alpha: float) -> list[Token]:
     """The released code's steps, and the best attended of the others where it pads with zeros."""
     chosen = []
@@ -389,6 +412,11 @@ CASES = [
         for k in (*KEEP, 0.03)
         for word, saliency in (("cls", from_cls), ("received", received))
         for a in (0.5, 1, 2.5)
+    ],
+    *[
+        ("cover", {"keep": k, "importance": w}, lambda f, k=k, w=w: cover(f, int(k * N), w))
+        for k in (0.25, 0.03)
+        for w in ("both", "cls", "distinct")
     ],
     *[
         (

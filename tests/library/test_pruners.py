@@ -34,6 +34,8 @@ SETTINGS = {
     "hiprune": [{"keep": k} for k in KEEP] + [{"keep": 0.02, "alpha": 1}],
     "scope": [{"keep": k} for k in KEEP]
     + [{"keep": 0.4, "saliency": "received"}, {"keep": 0.1, "alpha": 0}],
+    "cover": [{"keep": k} for k in KEEP]
+    + [{"keep": 0.4, "importance": word} for word in ("cls", "distinct")],
     "holov": [{"keep": k} for k in (*KEEP, 0.02)] + [{"keep": 0.4, "crops": 7, "alpha": 2}],
     "cdpruner": [{"keep": k} for k in KEEP] + [{"keep": 0.02}],
     "random": [{"keep": k} for k in KEEP] + [{"keep": 0.4, "seed": 7}],

@@ -1,0 +1,154 @@
+"""Methods beside one another on every tower of the family, in one pass without lmms-eval."""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from eval.nano.draw import draw
+from eval.nano.exam import Item
+from eval.nano.language import Shown, pack, predict
+from eval.nano.tower import pixels
+from eval.results.means import Scored
+from eval.results.stats import Groups
+from llava_hivtp import build_pruner, load
+from llava_hivtp.importance import received_attention
+from llava_hivtp.pruners import for_depth
+from llava_hivtp.pruners.base import Pruner
+from llava_hivtp.vision import VisionFeatures, encode_tiles
+
+CHUNK = 40  # pictures at a time
+BUDGETS = {25: 36, 17: 24, 11: 16, 6: 8}  # percent -> patches of 144
+_HIVTP = {25: (14, 3), 17: (6, 3), 11: (9, 6), 6: (3, 6)}  # percent -> k, c
+PEERS = ("scope", "divprune", "vispruner", "holov", "random", "uniform")
+OURS = "cover"
+ABLATED = {"cover without distinctness": "cls", "cover without attention": "distinct"}
+
+
+def build_rows() -> dict[str, Pruner]:
+    """Row -> method, `hivtp-11`; each keeps exactly the tokens of its budget."""
+    rows = {}
+    for percent, patches in BUDGETS.items():
+        keep = round(patches / 144 + 0.001, 3)
+        k, c = _HIVTP[percent]
+        rows[f"hivtp-{percent}"] = build_pruner("hivtp", r=2, k=k, c=c, fill=True)
+        for name in (OURS, *PEERS):
+            rows[f"{name}-{percent}"] = build_pruner(name, keep=keep)
+        for row, word in ABLATED.items():
+            rows[f"{row}-{percent}"] = build_pruner(OURS, keep=keep, importance=word)
+    return rows
+
+
+class Model:
+    """A small LLaVA from its checkpoint, in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        model, *_ = load(str(folder))
+        self.tower = model.get_vision_tower().vision_tower
+        self.depth = self.tower.config.num_hidden_layers
+        self.project = model.get_model().mm_projector
+        self.learning = nn.ModuleDict({"language": model, "projector": self.project})
+
+    @torch.no_grad()
+    def see(self, images: list[Image.Image]) -> VisionFeatures:
+        """Pictures as the tiles of one image: every method here chooses in each as if alone."""
+        images = pixels(images)
+        layers = range(1, self.depth + 1)
+        hidden, tap = encode_tiles(self.tower, images, self.depth - 1, layers)
+        return VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self.project)
+
+    @torch.no_grad()
+    def right(self, patches: Tensor, items: Sequence[Item]) -> list[int]:
+        """Whether each question is answered right from (B, K, D) patches, 1 or 0."""
+        encoded = [item.encoded() for item in items]
+        packed = pack([[one] for one in encoded])
+        breaks = torch.zeros(patches.shape[:2], dtype=torch.bool)
+        best = predict(self.learning, Shown(patches, breaks), packed).argmax(-1)
+        hits, start, found = (best == packed.token).tolist(), 0, []
+        for one in encoded:
+            found.append(int(all(hits[start : start + len(one.targets)])))
+            start += len(one.targets)
+        return found
+
+
+def answer(
+    folder: Path, items: Sequence[Item], rows: dict[str, Pruner], file: Path
+) -> dict[str, list[int]]:
+    """Which of the questions every row answers right; what `file` holds already is not asked again.
+
+    Rows `full` and `blind` are added: all patches, and those of an empty picture.
+    """
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    lines = [json.loads(x) for x in file.read_text().splitlines()] if file.is_file() else []
+    if any(set(line) != {*rows, "full", "blind"} for line in lines):
+        raise ValueError(f"{file} holds other rows: give another folder or delete it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if len(lines) < len(chunks):
+        model = Model(folder)
+        own = {row: for_depth(pruner, model.depth) for row, pruner in rows.items()}
+        for chunk in chunks[len(lines) :]:
+            lines.append(_answer_chunk(model, chunk, own))
+            with file.open("a") as out:
+                out.write(json.dumps(lines[-1]) + "\n")
+    return {row: [hit for line in lines for hit in line[row]] for row in lines[0]}
+
+
+@torch.no_grad()
+def _answer_chunk(
+    model: Model, items: Sequence[Item], rows: dict[str, Pruner]
+) -> dict[str, list[int]]:
+    seen = model.see([item.picture.image for item in items])
+    nothing = model.see([draw(random.Random(0), "blank").image]).tokens.expand_as(seen.tokens)
+    found = {"full": model.right(seen.tokens, items), "blind": model.right(nothing, items)}
+    for row, pruner in rows.items():
+        kept = pruner.select(seen)
+        found[row] = model.right(kept.tokens.unflatten(0, (len(items), -1)), items)
+    return found
+
+
+def scored(items: Sequence[Item], right: Sequence[int], sets: Sequence[str]) -> Scored:
+    """Right answers by set, two questions about one picture in one group."""
+    found = {}
+    for name in sets:
+        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for item, hit in zip(items, right, strict=True):
+            if item.set == name:
+                group = sums[f"{id(item.picture)}"]
+                group[0], group[1] = group[0] + hit, group[1] + 1
+        y, n = np.array(list(sums.values()), dtype=float).T
+        keys = tuple(("", f"{i:05d}") for i in range(len(y)))
+        found[name] = Groups(keys, y, n, {})
+    return found
+
+
+@torch.no_grad()
+def attended(folder: Path, items: Sequence[Item]) -> list[float]:
+    """By layer: how well received attention finds the patches a question is about.
+
+    The mean over questions of the area under the curve: 0.5 is chance. Questions that name nothing
+    in the picture are left out.
+    """
+    model = Model(folder)
+    layers = range(1, model.depth + 1)
+    areas: list[list[float]] = [[] for _ in layers]
+    for start in range(0, len(items), CHUNK):
+        some = items[start : start + CHUNK]
+        seen = model.see([item.picture.image for item in some])
+        about = np.stack([item.patches() for item in some])
+        for layer in layers:
+            scores = received_attention(seen, (layer,)).numpy()
+            pairs = zip(scores, about, strict=True)
+            areas[layer - 1] += [_area(s, a) for s, a in pairs if a.any() and not a.all()]
+    return [float(np.mean(each)) for each in areas]
+
+
+def _area(scores: np.ndarray, about: np.ndarray) -> float:
+    """Chance that a patch it is about scores above one it is not; ties count half."""
+    above = scores[about][:, None] - scores[~about][None]
+    return float(((above > 0) + 0.5 * (above == 0)).mean())
