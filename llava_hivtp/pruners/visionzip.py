@@ -52,7 +52,7 @@ class VisionZip(Pruner):
         super().validate()
         check_layers(self.layers, 1, "one layer")
         given = (self.dominant, self.contextual)
-        if given != (None, None) and (
+        if any(value is not None for value in given) and (
             self.keep != 1 or any(type(value) is not int for value in given) or min(given) < 0
         ):
             raise ValueError(
