@@ -99,6 +99,7 @@ def load(
     read = _load_official if official else _load_transformers
     model, tokenizer, processor, length = read(cls, path, pruner, options)
     attach(model.eval(), pruner, layout, positions)
+    model.decode = tokenizer.decode
     if zero3:
         spread(model)
     return model, tokenizer, processor, length

@@ -35,7 +35,7 @@ from llava_hivtp.inputs import (
     tiles_of,
 )
 from llava_hivtp.pruners import LayerPruner
-from llava_hivtp.questions import for_images, unpadded_rows
+from llava_hivtp.questions import Question, for_images, unpadded_rows
 from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
 from llava_hivtp.weighing import announce
 
@@ -159,13 +159,13 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         check()  # the splice itself reads the prompt from the GPU: by now nothing waits
         return spliced
 
-    def _questions(self, given: dict[str, Any], marks: list[int]) -> list[Tensor]:
-        """The embedded question of every image's row."""
+    def _questions(self, given: dict[str, Any], marks: list[int]) -> list[Question]:
+        """The question of every image's row."""
         rows = unpadded_rows(given["input_ids"], given["attention_mask"])
         return for_images(self.asked(rows, IMAGE_TOKEN_INDEX), marks, len(given["images"]))
 
     def _sequences(
-        self, images: Any, image_sizes: Any, questions: list[Tensor] | None
+        self, images: Any, image_sizes: Any, questions: list[Question] | None
     ) -> tuple[_Sequences, Callable[[], None]]:
         """`encode_images` without waiting for its check for NaN, which comes along."""
         pictures = self._pictures(images, image_sizes)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a row asks about its images."""
+
+    embedded: Tensor  # (Q, D_lm)
+    text: str = ""  # for a method that reads it
 
 
 def question_of(row: Tensor, image_mark: int) -> Tensor:
@@ -18,7 +27,7 @@ def question_of(row: Tensor, image_mark: int) -> Tensor:
     return behind if len(behind) else row[row != image_mark]
 
 
-def for_images(questions: Sequence[Tensor], marks: Sequence[int], images: int) -> list[Tensor]:
+def for_images(questions: Sequence[Question], marks: Sequence[int], images: int) -> list[Question]:
     """The question of its row for each image, given every row's question and number of marks.
 
     A row without a mark may have an image of its own, as LLaVA's training puts it there.

@@ -31,6 +31,7 @@ class VisionFeatures:
     key: int = 0  # digest of the pixel values: seeds a random choice whatever batch, dtype, device
     tile_grid: tuple[int, int] = (0, 0)  # (columns, rows) of tiles 1..; (0, 0) if there are none
     question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that `asks`
+    text: str = ""  # the same as text, for a method that `reads`
     grid: tuple[int, int] | None = None  # (rows, columns) of the patches; None: a square
     unit: int = 1  # U consecutive entries of queries and keys belong to one of the N
 

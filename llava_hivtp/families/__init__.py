@@ -55,7 +55,7 @@ def attach(
 def detach(model: Any) -> Any:
     """Give the model its own class back. Returns the model."""
     if isinstance(model, Pruned):
-        for name in ("_pruner", "layout", "positions", "_lock", "_local"):
+        for name in ("_pruner", "layout", "positions", "decode", "_lock", "_local"):
             vars(model).pop(name, None)
         weighing.forget(model.get_decoder())
         model.__class__ = type(model).stock

@@ -17,7 +17,7 @@ from llava_hivtp.dropping import check_decoder, check_generation, dropping
 from llava_hivtp.merging import merge_dropped
 from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner, for_depth
 from llava_hivtp.pruners.base import check_budget
-from llava_hivtp.questions import question_of
+from llava_hivtp.questions import Question, question_of
 from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
 from llava_hivtp.weighing import check_weighing, one_call
 
@@ -33,7 +33,7 @@ class Picture:
     newline: bool = False  # row breaks are put in
     places: int = 0  # placeholders in the prompt, where the model has them
     key: int | None = None  # digest of the pixels, where they are cast already
-    question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that asks
+    question: Question | None = None  # for a method that asks
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Pruned(nn.Module):
     layout = "unpad"
     chat: Any = None  # the processor, where prompts are made by its chat template; `load` sets it
     positions = "packed"
+    decode: Any = None  # token ids to text, for methods that read it; `load` sets it
     _pruner = Pruner()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -226,8 +227,8 @@ class Pruned(nn.Module):
         finally:
             self._of_thread.questions = before
 
-    def asked(self, rows: list[Tensor], image_mark: int) -> list[Tensor]:
-        """Embedded question, (Q, D_lm), of every row, given the rows' unpadded token ids."""
+    def asked(self, rows: list[Tensor], image_mark: int) -> list[Question]:
+        """The question of every row, given the rows' unpadded token ids."""
         given = getattr(self._of_thread, "questions", None)
         if given is None and self._pruner.question == "other":
             raise ValueError(
@@ -237,12 +238,24 @@ class Pruned(nn.Module):
             raise ValueError(f"{len(given)} questions for {len(rows)} rows")
         return self.embedded(given or rows, image_mark)
 
-    def embedded(self, rows: Sequence[Tensor], image_mark: int) -> list[Tensor]:
-        """The question of every unpadded prompt, embedded: (Q, D_lm)."""
+    def embedded(self, rows: Sequence[Tensor], image_mark: int) -> list[Question]:
+        """The question of every unpadded prompt."""
         table = self.get_input_embeddings()
         ids = [question_of(torch.as_tensor(row), image_mark) for row in rows]
         with torch.no_grad():
-            return [table(question.to(table.weight.device)) for question in ids]
+            found = [table(question.to(table.weight.device)) for question in ids]
+        return [Question(one, self._text(own)) for one, own in zip(found, ids, strict=True)]
+
+    def _text(self, question: Tensor) -> str:
+        """(Q,) token ids as text, where the method reads it."""
+        if not self._pruner.reads:
+            return ""
+        if self.decode is None:
+            raise ValueError(
+                f"{type(self._pruner).__name__} reads the question as text: load the model with "
+                "llava_hivtp.load, or set model.decode = tokenizer.decode"
+            )
+        return self.decode(question.tolist())
 
     def prune(self, pictures: list[Picture]) -> tuple[list[PackedImage], Callable[[], None]]:
         """Choose, project and pack the tokens of every image, and fill `kept`.
@@ -385,7 +398,10 @@ def _one_by_one(
         key = picture.key
         if key is None:
             key = pixel_digest(picture.pixels) if pruner.seeded else 0
-        part = replace(part, key=key, tile_grid=picture.tile_grid, question=picture.question)
+        part = replace(part, key=key, tile_grid=picture.tile_grid)
+        if picture.question is not None:
+            asked = picture.question
+            part = replace(part, question=asked.embedded, text=asked.text)
         if by_frame and any(picture.tile_grid):
             shown = inside(part.n, picture.tile_grid, picture.frame)
             kept = pruner.select_inside(part, shown)

@@ -70,6 +70,7 @@ class Pruner:
     calibrated: ClassVar[bool] = False
     seeded: ClassVar[bool] = False  # reads `VisionFeatures.key`
     asks: ClassVar[bool] = False  # reads `VisionFeatures.question`
+    reads: ClassVar[bool] = False  # reads `VisionFeatures.text` as well
     question: ClassVar[str] = "own"  # or "other": it shall not be the prompt's own
     needs_cls: ClassVar[bool] = False  # reads the CLS token or its attention: CLIP has one
     needs_square: ClassVar[bool] = False  # works on n x n patches only

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llava_hivtp.clip_text import clip_text
 from llava_hivtp.pruners.base import QuestionPruner, finite, share
 from llava_hivtp.vision import VisionFeatures
 
@@ -26,11 +27,27 @@ class CDPruner(QuestionPruner):
     tokens of the question, scaled to [0, 1] over all tiles of the image.
 
     The released code finds the relevance with CLIP's text tower, whose cosines it negates, since
-    CLIP's patches are least like what they show; embedded tokens, which need no second model, are
-    not negated. Where we differ else: the code scales over the whole batch, so that an image feels
-    its neighbours, and divides by zero where all relevances are equal; here they then count alike.
+    CLIP's patches are least like what they show: `clip` names the whole CLIP that the vision tower
+    is of. Without it the embedded tokens, which need no second model, are not negated. The question
+    is all that stands behind the image, the template's words among it.
+
+    Where we differ else: the code scales over the whole batch, so that an image feels its
+    neighbours, and divides by zero where all relevances are equal; here they then count alike.
     Patches that the picks span already come last, by relevance. Ties go to the lowest index.
     """
+
+    clip: str = ""  # folder or hub id of a CLIP, for the relevance by its text tower
+
+    @property
+    def reads(self) -> bool:
+        """With a text tower, the question as text."""
+        return bool(self.clip)
+
+    def check(self, n_layers: int, n_patches: int | None) -> None:
+        """Also that the text tower is there."""
+        super().check(n_layers, n_patches)
+        if self.clip:
+            clip_text(self.clip)
 
     def score(self, features: VisionFeatures) -> Tensor:
         """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
@@ -42,7 +59,12 @@ class CDPruner(QuestionPruner):
         )
 
     def relevance(self, directions: Tensor, features: VisionFeatures) -> Tensor:
-        """Mean cosine of (T, N, D_lm) directions to the question, (T, N)."""
+        """Mean cosine of (T, N, D_lm) directions to the question, (T, N); by CLIP, its negative."""
+        if self.clip:
+            clip = clip_text(self.clip)
+            seen = normalize(clip.patches(features.tokens), dim=-1)
+            read = normalize(clip.text(features.text, seen.device), dim=-1)
+            return -(seen @ read.T).mean(2)
         asked = normalize(features.question.to(directions), dim=-1)
         return (directions @ asked.T).mean(2)
 

@@ -12,7 +12,16 @@ from llava_hivtp.pruners.base import Pruner, check_layers, check_share, finite, 
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 # What such a method says as its encoder method does.
-ENCODERS = ("seeded", "asks", "question", "needs_cls", "needs_square", "chooses_inside", "merges")
+ENCODERS = (
+    "seeded",
+    "asks",
+    "reads",
+    "question",
+    "needs_cls",
+    "needs_square",
+    "chooses_inside",
+    "merges",
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class LayerPruner(Pruner):
     packed: bool = False  # positions of what stays are counted anew; else each keeps its own
     encoder: Pruner = field(default_factory=Pruner)  # or its text, such as hivtp:r=2:k=25
 
-    seeded, asks, question, needs_cls, needs_square, chooses_inside, merges = map(
+    seeded, asks, reads, question, needs_cls, needs_square, chooses_inside, merges = map(
         _encoders, ENCODERS
     )
 
