@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 from ask import generate
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llava_hivtp import attach, build_pruner, load
 from llava_hivtp.clip_text import clip_text
@@ -26,7 +26,7 @@ def llava(tiny):
 def clip(llava, tmp_path_factory):
     """Folder of a whole CLIP with a tower of the tiny LLaVA's shape, and random weights."""
     folder = tmp_path_factory.mktemp("clip")
-    letters = list(bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
