@@ -10,7 +10,7 @@ from eval.nano import CHECKPOINTS
 from eval.nano.draw import SIDE
 from eval.nano.exam import EIGHT, draw_exam
 from eval.nano.frontier import BUDGETS, Model, _area, answer, build_rows, scored
-from eval.nano.frontier_report import PARTS, Tower, report
+from eval.nano.frontier_report import PARTS, Tower, examine, report
 from eval.nano.harder import HARDER
 from eval.results.means import mean
 from llava_hivtp import build_pruner
@@ -89,6 +89,11 @@ def test_answers_go_on_after_a_stop_and_lead_to_a_report(items, tmp_path):
     text = report([Tower("unguided", [0.5] * 8, some, every)])
     assert all(f"## unguided, {part}" in text for part in PARTS)
     assert f"{full:.1f} [" in text
+
+
+def test_an_unknown_tower_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such tower: tall; choose from nodrop, unguided"):
+        examine(tmp_path, 4, ["nodrop", "tall"])
 
 
 def test_the_area_is_the_chance_to_order_a_pair_rightly():

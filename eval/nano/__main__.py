@@ -77,9 +77,7 @@ def frontier(
         "results/nano/frontier"
     ),
     number: Annotated[int, typer.Option(min=4, help="questions of each set")] = 80,
-    towers: Annotated[
-        str, typer.Option(help="checkpoints of the family")
-    ] = "nodrop,unguided,guided",
+    towers: Annotated[str, typer.Option(help="checkpoints of the family")] = "nodrop,unguided",
 ) -> None:
     """Compare the methods on every tower of the family; goes on after a stop."""
     import torch
@@ -88,8 +86,10 @@ def frontier(
 
     torch.set_num_threads(1)
     file = out / "frontier.md"
-    found = examine(out, number, towers.split(","))
-    file.write_text(report(found))
+    try:
+        file.write_text(report(examine(out, number, towers.split(","))))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     typer.echo(file)
 
 

@@ -38,6 +38,9 @@ class Tower:
 
 def examine(out: Path, number: int, towers: Sequence[str]) -> list[Tower]:
     """Ask every tower all questions under every row; what `out` holds is not asked again."""
+    missing = [name for name in towers if name not in TOWERS or not (CHECKPOINTS / name).is_dir()]
+    if missing:
+        raise ValueError(f"no such tower: {', '.join(missing)}; choose from {', '.join(TOWERS)}")
     items, found = draw_exam("report", number), []
     for name in towers:
         folder = CHECKPOINTS / name
@@ -53,8 +56,8 @@ def report(towers: Sequence[Tower]) -> str:
     lines = [
         f"{device_name()}, one thread, shared with other work; {made}. Each row keeps exactly the "
         "same number of tokens. Intervals and tests pair the questions, clustered by picture; "
-        f"p-values are corrected (Holm) over the {len(leads)} comparisons of this page. Questions "
-        "of these seeds were not looked at when the method was chosen.",
+        f"p-values are corrected (Holm) over the {len(leads)} comparisons of this page. The method "
+        "was chosen on questions of other seeds.",
         "",
         *_towers(towers),
     ]
