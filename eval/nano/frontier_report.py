@@ -132,7 +132,7 @@ def _lead_table(tower: Tower, part: str, leads: Mapping[_Key, tuple]) -> list[st
 def _verdict(towers: Sequence[Tower], leads: Mapping[_Key, tuple]) -> list[str]:
     """The goals, said of every tower on the eight sets."""
     lines = ["## Goals", "", "| tower | 8 points ahead of HIVTP at 11 % | not behind it at 25 % |"]
-    lines[-1] += " behind the best other at | "
+    lines[-1] += " behind the best other at |"
     lines += ["|---|---|---|---|"]
     for tower in towers:
 
