@@ -77,7 +77,9 @@ def frontier(
         "results/nano/frontier"
     ),
     number: Annotated[int, typer.Option(min=4, help="questions of each set")] = 80,
-    towers: Annotated[str, typer.Option(help="checkpoints of the family")] = "nodrop,unguided",
+    towers: Annotated[
+        str, typer.Option(help="checkpoints of the family")
+    ] = "nodrop,unguided,guided",
 ) -> None:
     """Compare the methods on every tower of the family; goes on after a stop."""
     import torch
