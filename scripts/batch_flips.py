@@ -1,6 +1,7 @@
 """How many answers of the embedded model depend on the batch: float32 and the half precisions.
 
     python scripts/batch_flips.py --out eval/measured/batch-flips
+    python scripts/batch_flips.py --table table2 --out eval/measured/batch-flips-anyres
 
 All questions of the quick sets, batch 1, 8 and 16, unpruned and under HIVTP at 25 %. Answers lie
 in `--answers`, and what lies there is not asked again.
@@ -25,9 +26,9 @@ from eval import machine  # noqa: E402
 from eval.efficiency.report import write_csv  # noqa: E402
 from eval.markdown import pipes  # noqa: E402
 from eval.nano import asked  # noqa: E402
-from eval.plan.table import load_table, select_rows  # noqa: E402
+from eval.plan.table import Table, load_table, select_rows  # noqa: E402
 
-CONFIG = ROOT / "configs" / "nano" / "table1.yaml"
+CONFIGS = ROOT / "configs" / "nano"
 ROWS, BATCHES, DTYPES = "full hivtp-25", (1, 8, 16), ("float32", "bfloat16", "float16")
 
 
@@ -36,23 +37,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/batch-flips"))
     parser.add_argument("--answers", type=Path, default=Path("results/batch-flips-answers"))
+    parser.add_argument("--table", default="table1", help="of configs/nano; table2: AnyRes")
     parser.add_argument("--limit", type=int, help="questions per set; default: all")
     options = parser.parse_args()
-    options.answers.mkdir(parents=True, exist_ok=True)
+    table = load_table(CONFIGS / f"{options.table}.yaml")
+    answers = options.answers / options.table
+    answers.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
             for batch in BATCHES:
-                ask_all(Path(folder), options.answers, dtype, batch, options.limit)
-    rows = list(counts(options.answers))
+                ask_all(table, Path(folder), answers, dtype, batch, options.limit)
+    rows = list(counts(answers))
     write_csv(options.out.with_name(options.out.name + ".csv"), rows)
-    text = report(rows)
+    text = report(table.title, rows)
     options.out.with_name(options.out.name + ".md").write_text(text)
     print(text)
 
 
-def ask_all(folder: Path, answers: Path, dtype: str, batch: int, limit: int | None) -> None:
+def ask_all(
+    table: Table, folder: Path, answers: Path, dtype: str, batch: int, limit: int | None
+) -> None:
     """Answer all questions at one dtype and batch; a file per row of the table."""
-    table = load_table(CONFIG)
     rows = [
         r for r in select_rows(table, ROWS) if not file_of(answers, dtype, r.id, batch).exists()
     ]
@@ -66,7 +71,9 @@ def ask_all(folder: Path, answers: Path, dtype: str, batch: int, limit: int | No
     torch.set_num_threads(1)
     data = write(folder / "data", "quick")
     model = str(ROOT / table.model)
-    lm = LlavaHIVTP(model, dtype=dtype, device_map="cpu", batch_size=batch, workers=0)
+    lm = LlavaHIVTP(
+        model, dtype=dtype, device_map="cpu", batch_size=batch, workers=0, layout=table.layout
+    )
     for row in rows:
         asked.ask(lm, row, table.tasks, data, limit, file_of(answers, dtype, row.id, batch))
         print(f"{dtype} batch {batch} {row.id}", file=sys.__stderr__)
@@ -99,8 +106,8 @@ def counts(answers: Path) -> Iterator[dict[str, Any]]:
                     }
 
 
-def report(rows: Sequence[dict[str, Any]]) -> str:
-    """Sums over the sets."""
+def report(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Sums over the sets, under a table's title."""
     cells = [["dtype", "row", "batch", "questions", "answers that differ", "better", "worse"]]
     for dtype, name, batch in itertools.product(DTYPES, ROWS.split(), BATCHES[1:]):
         case = (dtype, name, batch)
@@ -113,7 +120,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         )
         cells[-1] += [str(better), str(worse)]
     return (
-        "`python scripts/batch_flips.py`: the embedded model's quick sets, answers against those "
+        f"`python scripts/batch_flips.py`, {title}: the quick sets, answers against those "
         f"at batch 1, and how many of them score better or worse. One thread, "
         f"{machine.device_name()}, torch {machine.version('torch')}, "
         f"transformers {machine.version('transformers')}, "
