@@ -1,6 +1,6 @@
 # make setup | test | test-all | lint | check | demo | explore
 # Choices of the first set-up, kept for later calls: TORCH=2.11.0  LLAVA=git  (and PYTHON=python3.11)
-# The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests)
+# The second supported environment: make test TRANSFORMERS=4.37.2 (the library's tests; or test-all)
 # Transformers' own LLaVA and LLaVA-NeXT alone: make test TRANSFORMERS=4.57.6
 # The engine's environment, .venv-vllm: make setup-vllm, make test-vllm (VLLM=gpu or cpu)
 
@@ -50,9 +50,14 @@ test: setup
 	$(PYTEST) $(TESTS)
 
 test-all: setup
+	DS_BUILD_OPS=0 $(PIP) -r third_party/requirements-zero3.txt
+ifeq ($(TRANSFORMERS),5.23.0)
 	$(PIP_PAGE)
+endif
 	$(PYTEST) -m "slow or not slow" $(TESTS)
+ifeq ($(TRANSFORMERS),5.23.0)
 	$(MAKE) test-vllm
+endif
 
 setup-vllm: $(VLLM_VENV)/ready-$(VLLM)
 

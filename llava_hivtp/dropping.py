@@ -127,6 +127,7 @@ class Dropping:
         image = self.whole.image.gather(1, index) & real
         state = LayerState(
             hidden, image, real, layer, self.whole, index, self.model.norm,
+            bias=_bias(given["attention_mask"], index),
             tapped=lambda *wanted: self._tapped(*wanted, layer, hidden, given),
         )  # fmt: skip
         counts = self.method.counts(self.tokens, layer)
@@ -314,6 +315,13 @@ def _entrance(run: Dropping, layer: int) -> Callable:
         return (hidden, *args[1:]), kwargs
 
     return enter
+
+
+def _bias(mask: Tensor | None, index: Tensor) -> Tensor | None:
+    """(B, S') what the prompt's last row adds for the columns `index`: it sees all, but padding."""
+    if mask is None or mask.ndim == 2 or mask.dtype == torch.bool:
+        return None
+    return mask[:, 0, -1].expand(len(index), -1).gather(1, index)
 
 
 def _rows(hidden: Tensor, index: Tensor) -> Tensor:

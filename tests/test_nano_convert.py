@@ -135,6 +135,15 @@ def test_a_table_of_the_converted_model_is_run_and_shown(pair, drawn, tmp_path):
     assert "DRY RUN" in shown.output
 
 
+def test_a_model_without_one_number_of_patches_is_no_tables(tmp_path):
+    vision = {"depth": 27, "patch_size": 16}
+    config = {"model_type": "qwen3_vl", "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    call = ["run", str(ROOT / "configs" / "table1.yaml"), "--model", str(tmp_path), "--dry-run"]
+    said = " ".join(CliRunner().invoke(app, call).output.split())
+    assert "every image has a grid of its own there" in said
+
+
 @pytest.mark.parametrize("call", [["efficiency"], ["figures", "--model"], ["explore", "--model"]])
 def test_what_needs_official_llava_says_so(pair, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -39,6 +39,11 @@ def read_tower(model: str) -> Tower:
         file = tower / "config.json"
         config = _config(file)
     config = config.get("vision_config", config)
+    if "depth" in config and "image_size" not in config:
+        raise ValueError(
+            f"{file}: every image has a grid of its own there, and a table's blocks are shares of "
+            "one number of patches: ask lmms-eval itself (--model llava_hivtp)"
+        )
     try:
         side = config["image_size"] // config["patch_size"]
         return Tower(int(config["num_hidden_layers"]), side * side, language)

@@ -49,6 +49,7 @@ class LayerState(Rows):
     prompt: Rows  # what the first layer read
     index: Tensor  # (B, S) where in the prompt each position was
     norm: nn.Module  # the norm behind the last layer
+    bias: Tensor | None  # (B, S) what attention adds to the logits of a key, such as log(size)
     tapped: Callable[[int, str, Tensor | None], Tensor]  # see `queries` and `keys`
 
     def queries(self, layer: int, index: Tensor) -> Tensor:
@@ -78,6 +79,8 @@ class LayerState(Rows):
         order = rows.to(torch.uint8).argsort(dim=1, stable=True)[:, rows.shape[1] - count :]
         queries, keys = self.queries(layer, order), self.keys(layer)
         logits = queries.float() @ keys.float().transpose(2, 3) * queries.shape[3] ** -0.5
+        if self.bias is not None:
+            logits = logits + self.bias[:, None, None].float()
         place = torch.arange(rows.shape[1], device=rows.device)
         seen = self.real[:, None] & (place <= order[:, :, None])  # (B, R, S)
         weights = logits.masked_fill(~seen[:, None], -torch.inf).softmax(3).mean(1)

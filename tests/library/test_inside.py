@@ -235,6 +235,33 @@ def test_a_method_before_the_language_model_and_one_inside_it(official, inputs, 
     assert all(map(torch.equal, entered, [one.kept.patch for one in model.kept]))
 
 
+@pytest.mark.parametrize("name", ["fastv", "pdrop"])
+def test_the_score_is_the_layers_own_attention_weighed_keys_and_all(
+    official, inputs, monkeypatch, name
+):
+    model, given = official("v15")[0], inputs("v15", LONG, SHORT)
+    seen, maps, score = [], [], LAYER_PRUNERS[name].score
+
+    def watched(self, state):
+        seen.append(score(self, state))
+        return seen[-1]
+
+    monkeypatch.setattr(LAYER_PRUNERS[name], "score", watched)
+    encoder = "visionzip:keep=0.5:layers=3:weigh=true"
+    attach(model, method(name, encoder=encoder))
+    run(model, given, max_new_tokens=1)
+    attach(model, method(name, encoder=encoder).encoder)
+    layer = model.get_model().layers[1 if name == "pdrop" else 0].self_attn
+    hook = layer.register_forward_hook(lambda *call: maps.append(call[2][1]))
+    model.set_attn_implementation("eager")
+    try:
+        run(model, given, max_new_tokens=1)
+    finally:
+        hook.remove()
+        model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(seen[0], maps[0][:, :, -1].mean(1))
+
+
 def test_the_method_of_the_readme_runs_as_printed(official, inputs):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     source = next(part for part in readme.split("```python\n") if "class Longest" in part)

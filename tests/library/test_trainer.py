@@ -1,7 +1,7 @@
 """LLaVA's own trainer on pruned inputs: what it learns, keeps, refuses and goes on from.
 
 Beside transformers 4.37.2 only. Kills and ZeRO (which needs DeepSpeed) are slow:
-`.venv-4.37.2/bin/python -m pytest -m slow tests/library/test_trainer.py`.
+make test-all TRANSFORMERS=4.37.2
 """
 
 from __future__ import annotations
