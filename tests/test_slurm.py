@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_resume import PATIENCE, contents, journaled, start, states, wait_for
 
 ROOT = Path(__file__).parent.parent
+TRAINER = ROOT / ".venv-4.37.2/bin/python"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 pytestmark = pytest.mark.slow
@@ -198,3 +201,53 @@ def test_a_job_out_of_time_queues_itself_again(slurm, table, drawn, tmp_path):
     assert _jobs(slurm)[array] == ("COMPLETED", 1)
     assert states(config, out, limit=30) == ["done"]
     assert "stopped by SIGTERM" in next((out / "logs").glob("*_1.log")).read_text()
+
+
+@pytest.mark.skipif(
+    not TRAINER.is_file(), reason="needs LLaVA's trainer: make setup TRANSFORMERS=4.37.2"
+)
+def test_a_training_out_of_time_queues_itself_again_and_ends_with_the_same_losses(slurm, tmp_path):
+    make = "import sys; from eval.untrained.random_llava import random_llava as make; "
+    make += "make(sys.argv[1], encoder_layers=4, image_size=56)"
+    model, images = tmp_path / "llava-v1.5-tiny", tmp_path / "images"
+    subprocess.run([TRAINER, "-c", make, model], cwd=ROOT, check=True)
+    images.mkdir()
+    Image.new("RGB", (60, 40), "red").save(images / "a.png")
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A sign."}]
+    sample = {"id": "a", "image": "a.png", "conversations": said}
+    (images / "data.json").write_text(json.dumps([sample] * 4))
+    settings = {
+        "MODEL": model, "DATA": images / "data.json", "IMAGES": images, "BATCH": 2,
+        "GLOBAL_BATCH": 2, "SAVE_STEPS": 5, "LR": "1e-2", "PRUNER_ARGS": "r=2,k=25,c=2",
+        "PYTHON": TRAINER, "OMP_NUM_THREADS": 1,
+    }  # fmt: skip
+    environment = slurm | {key: str(value) for key, value in settings.items()}
+    options = ["--max_steps", "40", "--dataloader_num_workers", "0"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    subprocess.run(
+        ["bash", ROOT / "scripts/finetune.sh", *options],
+        env=environment | {"OUT": str(whole)}, cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+
+    log = tmp_path / "log"
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", f"--output={log}"]
+        + [ROOT / "scripts/slurm/finetune.sbatch", "finetune", *options],
+        env=environment | {"OUT": str(out)}, cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    job = int(submitted.stdout)
+    wait_for((out / "checkpoint-5").is_dir)
+    _ask(slurm, "scancel", "--batch", "--signal=USR1", str(job))
+    wait_for(lambda: _jobs(slurm)[job][1] == 1)
+    assert not (out / "trainer_state.json").is_file()
+    _hurry(slurm)
+    wait_for(lambda: _jobs(slurm)[job][0] in ENDED)
+    assert _jobs(slurm)[job] == ("COMPLETED", 1), log.read_text()[-4000:]
+    assert _losses(out) == _losses(whole)
+    assert len(_losses(out)) == 40
+    assert (tmp_path / "out-merged" / "config.json").is_file()
+
+
+def _losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
