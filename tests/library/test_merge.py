@@ -15,7 +15,7 @@ from llava_hivtp.loading import TRAINED_WITH
 from llava_hivtp.training.merge import main
 
 HIVTP = {"r": 2, "k": 25, "c": 2, "layers": [2, 3], "fill": False}
-NAME = "HIVTP(layers=(2, 3), r=2, k=25, c=2, fill=False)"
+NAME = "HIVTP(layers=(2, 3), merge=False, weigh=False, r=2, k=25, c=2, fill=False)"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def test_its_config_is_the_base_with_what_it_was_trained_with(base, merged):
 def test_the_method_is_proposed_and_not_forced(merged, caplog):
     model, *_ = load(merged)
     assert model.pruner == build_pruner("none")
-    assert caplog.messages == [f"{merged} was tuned under {NAME}; it runs under Pruner(layers=())"]
+    assert caplog.messages == [
+        f"{merged} was tuned under {NAME}; it runs under {build_pruner('none')}"
+    ]
     caplog.clear()
     load(merged, build_pruner("hivtp", **HIVTP))
     assert not caplog.messages

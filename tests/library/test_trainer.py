@@ -143,7 +143,10 @@ def test_what_was_trained_loads_everywhere(base, samples, tmp_path, how, caplog,
     assert main(words(base, samples, out, *HIVTP, *HOW[how])) == 0
     merge(base, out, merged)
     model, *_ = load(merged)
-    assert "tuned under HIVTP(layers=(2,), r=2, k=25, c=2, fill=False)" in caplog.text
+    assert (
+        "tuned under HIVTP(layers=(2,), merge=False, weigh=False, r=2, k=25, c=2, fill=False)"
+        in caplog.text
+    )
     record = model.config.trained_with
     pruner = build_pruner(record["pruner"], **record["arguments"][0])
     caplog.clear()
