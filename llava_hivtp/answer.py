@@ -199,6 +199,20 @@ def read_tokens(tokenizer: Any, row: list[int], until: Sequence[str]) -> tuple[s
     return _cut(text, until), _length(tokenizer, row)
 
 
+def prepare_pixels(
+    model: Any, images: Sequence[Image.Image], limits: Limits = Limits()
+) -> dict[str, Any]:
+    """Images as arguments of `generate`, on the CPU; `model.pictures` reads them, too.
+
+    Raises:
+        TypeError, ValueError: for an image that is none or breaks a limit.
+    """
+    if model.chat is not None:
+        return dict(model.image_processor(fit_images(images, limits), return_tensors="pt"))
+    pixels, sizes = prepare_images(images, model.image_processor, model.config, limits)
+    return {"images": pixels, "image_sizes": sizes}
+
+
 def _pinned(value: Any) -> Any:
     """A tensor, or each of a list, in page-locked memory; anything else as it is."""
     if isinstance(value, list):
@@ -224,12 +238,9 @@ def _by_template(
 ) -> dict[str, Any]:
     """Arguments of official LLaVA's `generate`."""
     images = [image for request in requests for image in request.images]
-    pixels, sizes = None, None
-    if images:
-        processor = model.get_vision_tower().image_processor
-        pixels, sizes = prepare_images(images, processor, model.config, limits)
+    given = prepare_pixels(model, images, limits) if images else {"images": None}
     ids, mask = _prompt_ids(tokenizer, requests, template)
-    return {"inputs": ids, "attention_mask": mask, "images": pixels, "image_sizes": sizes}
+    return {"inputs": ids, "attention_mask": mask, **given}
 
 
 def _by_chat(model: Any, requests: Sequence[Request], limits: Limits) -> dict[str, Any]:

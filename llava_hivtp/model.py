@@ -87,6 +87,25 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         tower = model.get_vision_tower()
         return Tower(tower.config.num_hidden_layers, tower.num_patches)
 
+    @property
+    def image_mark(self) -> int:
+        """LLaVA's own, which is no word of the vocabulary."""
+        return IMAGE_TOKEN_INDEX
+
+    @property
+    def image_processor(self) -> Any:
+        """The tower's."""
+        return self.get_vision_tower().image_processor
+
+    @property
+    def aspect(self) -> str | None:
+        """As the config says."""
+        return getattr(self.config, "image_aspect_ratio", None)
+
+    def pictures(self, given: dict[str, Any]) -> list[Picture]:
+        """Of `images` and `image_sizes`, as `encode_images` takes them."""
+        return self._pictures(given["images"], given["image_sizes"])
+
     def encode_images(
         self, images: Any, image_sizes: Any = None, questions: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
@@ -100,7 +119,7 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         """
         if isinstance(images, _Sequences):
             return images
-        asked = None if questions is None else self.embedded(questions, IMAGE_TOKEN_INDEX)
+        asked = None if questions is None else self.embedded(questions)
         sequences, check = self._sequences(images, image_sizes, asked)
         check()
         return sequences
@@ -162,7 +181,7 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
     def _questions(self, given: dict[str, Any], marks: list[int]) -> list[Question]:
         """The question of every image's row."""
         rows = unpadded_rows(given["input_ids"], given["attention_mask"])
-        return for_images(self.asked(rows, IMAGE_TOKEN_INDEX), marks, len(given["images"]))
+        return for_images(self.asked(rows), marks, len(given["images"]))
 
     def _sequences(
         self, images: Any, image_sizes: Any, questions: list[Question] | None

@@ -9,17 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from eval.__main__ import app
+from eval.figures.look import cropped_to, look
 from eval.nano import CHECKPOINTS, converted
 from eval.nano.converted import DIFFER, Comparison, compare
-from eval.nano.draw import draw
+from eval.nano.draw import draw, draw_large
 from eval.nano.questions import color_of, shape_of
 from eval.nano.text import SHORT
 from llava_hivtp import attach, load
+from llava_hivtp.answer import prompt_ids
 from llava_hivtp.conversation import build_prompt
 from llava_hivtp.images import prepare_images
 from llava_hivtp.pruners import for_depth, read_pruner
@@ -144,7 +147,54 @@ def test_a_model_without_one_number_of_patches_is_no_tables(tmp_path):
     assert "every image has a grid of its own there" in said
 
 
-@pytest.mark.parametrize("call", [["efficiency"], ["figures", "--model"], ["explore", "--model"]])
+@pytest.mark.parametrize("text", ["hivtp", "visionzip:keep=0.25", "cdpruner:keep=0.25"])
+def test_figures_show_the_same_of_both(pair, text):
+    rng, pruner = random.Random(7), for_depth(read_pruner(text), 12)
+    for size in ((288, 216), (100, 240)):
+        image, looks = draw_large(rng, "scene", (288, 216)).image.resize(size), []
+        for model, tokenizer, *_ in pair:
+            prompt = prompt_ids(model, tokenizer, "What color is the circle?")
+            looks.append(look(model, image, (1, 12), pruner, prompt))
+        official, converted = looks
+        assert np.array_equal(official.stages, converted.stages)
+        assert torch.equal(official.packed.kept.patch, converted.packed.kept.patch)
+        assert official.packed.patches == converted.packed.patches > 0
+        for layer in (1, 12):
+            assert np.array_equal(official.importance[layer], converted.importance[layer])
+        for one, other in zip(official.sheets, converted.sheets, strict=True):
+            assert (one.title, one.n) == (other.title, other.n)
+            for name in ("pixels", "index", "inside"):
+                assert np.array_equal(getattr(one, name), getattr(other, name))
+        assert len({cropped_to(model, size) for model, *_ in pair}) == 1
+
+
+@pytest.mark.slow
+def test_the_command_draws_the_same_figures_of_both(pair, tmp_path):
+    image, question = next(asked(1))
+    image.save(tmp_path / "picture.png")
+    drawn = []
+    for model, *_ in pair:
+        out, call = tmp_path / f"{len(drawn)}", ["figures", str(tmp_path / "picture.png")]
+        call += ["--question", question, "--model", model.config._name_or_path, "--out", str(out)]
+        done = CliRunner().invoke(app, call)
+        assert done.exit_code == 0, done.output
+        drawn.append({file.name: file.read_bytes() for file in out.glob("*.png")})
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 4
+
+
+@pytest.mark.parametrize("verb", ["figures"])
+def test_towers_without_tiles_are_refused(tmp_path, verb):
+    config = {"model_type": "qwen2_5_vl", "vision_config": {"model_type": "qwen2_5_vl"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = CliRunner().invoke(app, [verb, "--model", str(tmp_path)])
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert f"{verb} takes official LLaVA checkpoints and transformers' LLaVA" in said
+    assert "is a qwen2_5_vl on a qwen2_5_vl" in said
+
+
+@pytest.mark.parametrize("call", [["efficiency"], ["explore", "--model"]])
 def test_what_needs_official_llava_says_so(pair, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = pair[1][0].config._name_or_path

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava_hivtp.anyres import PackedImage
-from llava_hivtp.images import prepare_images
+from llava_hivtp.answer import prepare_pixels
+from llava_hivtp.anyres import PackedImage, inside
+from llava_hivtp.families.base import Picture
 from llava_hivtp.importance import received_attention
 from llava_hivtp.pruners import Pruner
 from llava_hivtp.vision import KeptTokens, VisionFeatures
@@ -80,10 +81,14 @@ def look(
         pruner: the method; default `model.pruner`.
         prompt: its token ids, as `llava_hivtp.answer.prompt_ids` makes them, for methods that ask.
     """
-    pixels, sizes = prepare_images([image], model.get_vision_tower().image_processor, model.config)
+    (picture,) = model.pictures(prepare_pixels(model, [image]))
     with _watching(model, pruner or model.pruner, layers) as watch, torch.inference_mode():
-        model.encode_images(pixels, sizes, None if prompt is None else [prompt])
-        return watch.look(model, pixels, sizes)
+        if prompt is not None:
+            (question,) = model.embedded([prompt])
+            picture = replace(picture, question=question)
+        _, check = model.prune([picture])
+        check()
+        return watch.look(model, picture)
 
 
 def chosen(seen: Look, kept: PackedImage | KeptTokens) -> Look:
@@ -103,11 +108,11 @@ def chosen(seen: Look, kept: PackedImage | KeptTokens) -> Look:
 def cropped_to(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
     """The middle (width, height) of an image that the preprocessing leaves of it; None: all.
 
-    LLaVA pads an image to a square or cuts it into tiles where its config says so; else CLIP's
+    LLaVA pads an image to a square or cuts it into tiles where the checkpoint says so; else CLIP's
     processor cuts off what is beyond a square.
     """
-    processor = model.get_vision_tower().image_processor
-    padded = getattr(model.config, "image_aspect_ratio", None) in ("pad", "anyres")
+    processor = model.image_processor
+    padded = model.aspect in ("pad", "anyres")
     if padded or not processor.do_center_crop or "shortest_edge" not in processor.size:
         return None
     scale = min(size) / processor.size["shortest_edge"]
@@ -158,20 +163,16 @@ class _Watch(Pruner):
             scores = received_attention(features, self.inner.layers)
             told = self.inner.stages(scores).cpu().numpy()
             stages[told > 0] = told[told > 0]
-        self.stages, self.tile_grid, self.n = stages, features.tile_grid, features.n
+        self.stages, self.n = stages, features.n
         self.importance = {
             layer: received_attention(features, (layer,)).cpu().numpy() for layer in self.wanted
         }
         return kept
 
-    def look(self, model: Any, pixels: Any, sizes: list[tuple[int, int]]) -> Look:
-        """All of it as one record, after the model has run on these pixels."""
-        (pixels,), (size,), (packed,) = pixels, sizes, model.kept
-        tiles = _to_rgb(pixels if pixels.ndim == 4 else pixels[None], model)
-        cropped = model.layout == "unpad" and "unpad" in getattr(
-            model.config, "mm_patch_merge_type", "flat"
-        )
-        sheets = _sheets(tiles, self.n, self.tile_grid, size if cropped else None)
+    def look(self, model: Any, picture: Picture) -> Look:
+        """All of it as one record, after the model has run on this picture."""
+        (packed,) = model.kept
+        sheets = _sheets(_to_rgb(picture.pixels, model.image_processor), self.n, picture)
         return Look(sheets, self.stages, self.importance, packed, self.inner)
 
 
@@ -186,9 +187,8 @@ def _watching(model: Any, pruner: Pruner, layers: Iterable[int]) -> Iterator[_Wa
         model.pruner, model.kept = before, kept
 
 
-def _to_rgb(pixels: torch.Tensor, model: Any) -> np.ndarray:
-    """Undo the normalisation: (T, 3, H, W) floats -> (T, H, W, 3) uint8."""
-    processor = model.get_vision_tower().image_processor
+def _to_rgb(pixels: torch.Tensor, processor: Any) -> np.ndarray:
+    """Undo the processor's normalisation: (T, 3, H, W) floats -> (T, H, W, 3) uint8."""
     mean, std = (
         torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std)
     )
@@ -196,21 +196,17 @@ def _to_rgb(pixels: torch.Tensor, model: Any) -> np.ndarray:
     return rgb.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _sheets(
-    tiles: np.ndarray, n: int, tile_grid: tuple[int, int], size: tuple[int, int] | None
-) -> tuple[Sheet, ...]:
-    """The base tile, and the other tiles put together; `size` of the image crops its letterbox."""
+def _sheets(tiles: np.ndarray, n: int, picture: Picture) -> tuple[Sheet, ...]:
+    """The base tile, and the other tiles put together, with what the layout shows of them."""
     index = np.arange(len(tiles) * n * n).reshape(-1, n, n)
     base = Sheet("whole image", tiles[0], index[0], np.ones((n, n), bool), n)
-    columns, rows = tile_grid
+    columns, rows = picture.tile_grid
     if not columns:
         return (base,)
     mosaic = _join(index[1:, ..., None], rows, columns)[..., 0]
-    inside = np.ones(mosaic.shape, bool)
-    if size is not None:
-        inside = np.isin(mosaic, _unpadded(mosaic, size))
+    shown = inside(n, picture.tile_grid, picture.frame).numpy().reshape(-1)[mosaic]
     title = f"{columns} x {rows} tiles"
-    return base, Sheet(title, _join(tiles[1:], rows, columns), mosaic, inside, n)
+    return base, Sheet(title, _join(tiles[1:], rows, columns), mosaic, shown, n)
 
 
 def _join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -218,9 +214,3 @@ def _join(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
     _, h, w, channels = tiles.shape
     grid = tiles.reshape(rows, columns, h, w, channels).swapaxes(1, 2)
     return grid.reshape(rows * h, columns * w, channels)
-
-
-def _unpadded(mosaic: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    from llava.model.llava_arch import unpad_image
-
-    return unpad_image(torch.from_numpy(mosaic)[None], size)[0].numpy()

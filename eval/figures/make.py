@@ -95,7 +95,7 @@ def make_figures(
     for one in asked:
         _say_what_is_cropped(model, one)
     _save(draw_schematic(), out / "method", "Figure 1, the method")
-    depth = model.get_vision_tower().config.num_hidden_layers
+    depth = model.tower_of(model).layers
     pruners = methods.stages(depth)
     looks = [look(model, one.image, range(1, depth + 1), pruners[WITH]) for one in asked]
     heat = draw_heat(looks, scored=pruners[WITH].layers)
@@ -118,7 +118,7 @@ def make_flips(
     keep: int,
 ) -> None:
     """Count the answers that the local stage decides; draw the first `keep` it sets right."""
-    pruners = methods.stages(model.get_vision_tower().config.num_hidden_layers)
+    pruners = methods.stages(model.tower_of(model).layers)
     found = find_flips(model, tokenizer, tqdm(asked), pruners, keep)
     write_json_atomic(out / "flips.json", found.summary())
     print(json.dumps(found.summary(), indent=1))

@@ -66,6 +66,25 @@ def check_official(model: str, verb: str) -> None:
         )
 
 
+def check_tiles(model: str, verb: str) -> None:
+    """Refuse checkpoints whose images are not cut into tiles that a CLIP tower reads.
+
+    Raises:
+        ValueError: if it is one of them.
+        FileNotFoundError: if the checkpoint is not here.
+    """
+    config = _config(checkpoint_folder(model) / "config.json")
+    if "vision_config" not in config:  # official LLaVA; `load` says what is none
+        return
+    kind = config.get("model_type")
+    tower = config["vision_config"].get("model_type", "clip_vision_model")
+    if kind not in ("llava", "llava_next") or tower != "clip_vision_model":
+        raise ValueError(
+            f"{verb} takes official LLaVA checkpoints and transformers' LLaVA and LLaVA-NeXT on "
+            f"CLIP towers; {model} is a {kind} on a {tower}"
+        )
+
+
 def trained_with(model: str) -> dict[str, Any] | None:
     """What a checkpoint's config says it was tuned under; None for a training-free one.
 

@@ -46,16 +46,16 @@ def figures(
     from eval.figures.make import Methods, make_figures, make_flips
     from eval.figures.questions import ImageQuestion, benchmark_questions, data_of
     from eval.nano import EMBEDDED
-    from eval.plan.tower import check_official
+    from eval.plan.tower import check_tiles
     from llava_hivtp.images import open_image
     from llava_hivtp.loading import load
 
     methods = Methods(block, method or ())
     asked = [ImageQuestion(open_image(path), question) for path in images or ()]
-    check_official(model or EMBEDDED, "figures")
+    check_tiles(model or EMBEDDED, "figures")
     llava, tokenizer, _, _ = load(model or EMBEDDED, layout=layout)
     if not asked:
-        tiled = getattr(llava.config, "image_aspect_ratio", None) == "anyres"
+        tiled = llava.aspect == "anyres"
         folder = data or data_of(model or EMBEDDED, tiled=tiled, full=flips)
         asked = islice(benchmark_questions(task, folder), limit if flips else samples)
     if flips:

@@ -54,8 +54,8 @@ class Pruned(nn.Module):
     """Mixin in front of a stock class: its image tokens pass through `pruner`.
 
     `pruner`, `layout` and `positions` may be changed at any time. A family gives `check_model`,
-    `tower_of`, `encode`, `project`, `pack`, and calls `prune` where its stock class reads the
-    images.
+    `tower_of`, `pictures`, `encode`, `project`, `pack`, and calls `prune` where its stock class
+    reads the images; `image_mark`, `image_processor` and `aspect` say how it is asked and shown.
 
     Several threads may use one model: `generate` lets them in one after another, and `kept` is
     each thread's own. Hold `lock` for what belongs together: `with model.lock: model.pruner = ...;
@@ -85,6 +85,25 @@ class Pruned(nn.Module):
     @staticmethod
     def tower_of(model: Any) -> Tower:
         """What a method must fit."""
+        raise NotImplementedError
+
+    @property
+    def image_mark(self) -> int:
+        """The token id that stands for an image in a prompt."""
+        raise NotImplementedError
+
+    @property
+    def image_processor(self) -> Any:
+        """What makes the pixels of images."""
+        raise NotImplementedError
+
+    @property
+    def aspect(self) -> str | None:
+        """How an image that is no square is shown: "pad", "anyres", or else cropped to one."""
+        raise NotImplementedError
+
+    def pictures(self, given: dict[str, Any]) -> list[Picture]:
+        """The images of a call; takes what only the tower needs out of its arguments."""
         raise NotImplementedError
 
     def encode(self, pictures: list[Picture], layers: tuple[int, ...]) -> Encoded:
@@ -227,7 +246,7 @@ class Pruned(nn.Module):
         finally:
             self._of_thread.questions = before
 
-    def asked(self, rows: list[Tensor], image_mark: int) -> list[Question]:
+    def asked(self, rows: list[Tensor]) -> list[Question]:
         """The question of every row, given the rows' unpadded token ids."""
         given = getattr(self._of_thread, "questions", None)
         if given is None and self._pruner.question == "other":
@@ -236,12 +255,12 @@ class Pruned(nn.Module):
             )
         if given is not None and len(given) != len(rows):
             raise ValueError(f"{len(given)} questions for {len(rows)} rows")
-        return self.embedded(given or rows, image_mark)
+        return self.embedded(given or rows)
 
-    def embedded(self, rows: Sequence[Tensor], image_mark: int) -> list[Question]:
+    def embedded(self, rows: Sequence[Tensor]) -> list[Question]:
         """The question of every unpadded prompt."""
         table = self.get_input_embeddings()
-        ids = [question_of(torch.as_tensor(row), image_mark) for row in rows]
+        ids = [question_of(torch.as_tensor(row), self.image_mark) for row in rows]
         with torch.no_grad():
             found = [table(question.to(table.weight.device)) for question in ids]
         return [Question(one, self._text(own)) for one, own in zip(found, ids, strict=True)]

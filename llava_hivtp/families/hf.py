@@ -28,7 +28,7 @@ class PrunedHF(Pruned):
     """Cuts prompt and image tokens at the entry of `generate` and of a direct call.
 
     Masks, positions and cache are then the stock class's own. `generate` gives the whole prompt
-    back, then what was generated. A family gives `pictures`.
+    back, then what was generated.
     """
 
     # Layout mosaic would need more tokens than the processor placed.
@@ -50,9 +50,20 @@ class PrunedHF(Pruned):
         pil = {"use_fast": False} if before_5 else {"backend": "pil"}
         return AutoProcessor.from_pretrained(path, **pil)
 
-    def pictures(self, given: dict[str, Any]) -> list[Picture]:
-        """The images of a call; takes what only the tower needs out of its arguments."""
-        raise NotImplementedError
+    @property
+    def image_mark(self) -> int:
+        """One of the placeholders."""
+        return self.config.image_token_id
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor's."""
+        if self.chat is None:
+            raise ValueError(
+                "the model has no processor: load it with llava_hivtp.load, or set "
+                "model.chat = processor"
+            )
+        return self.chat.image_processor
 
     def slots(self, image: PackedImage) -> Any:
         """Index of the placeholders that stay: which of them, matters to no plain positions."""
@@ -120,7 +131,7 @@ class PrunedHF(Pruned):
                 f"{tuple(ids.shape)}: images can be pruned in the first call only, without a cache"
             )
         # Read before the GPU has anything to do that this would wait for.
-        marks = (ids == self.config.image_token_id).cpu()
+        marks = (ids == self.image_mark).cpu()
         seen = torch.ones_like(marks) if mask is None else mask.bool().cpu()
         pictures = self.pictures(given)
         _check_places(marks, [picture.places for picture in pictures])
@@ -135,16 +146,16 @@ class PrunedHF(Pruned):
             self.place(given, marks, stay)
             if mask is None and len(ids) > 1:
                 given["attention_mask"] = torch.ones_like(ids)
-            _shorten(given, *_order(seen, marks, stay), self.config.image_token_id)
+            _shorten(given, *_order(seen, marks, stay), self.image_mark)
         if kept is not None:
-            image = given["input_ids"] == self.config.image_token_id
+            image = given["input_ids"] == self.image_mark
             places = given["position_ids"].to(image.device)
             given["position_ids"] = places.masked_scatter(image, kept.to(image.device))
         if isinstance(self.pruner, LayerPruner):
             self._note_splice(given, packed)
         check()
         if self.pruner.weigh:
-            image = given["input_ids"] == self.config.image_token_id
+            image = given["input_ids"] == self.image_mark
             sizes = torch.cat([part.size for part in packed]).to(image.device)
             ones = torch.ones(image.shape, device=image.device)
             announce(self.get_decoder(), ones.masked_scatter(image, sizes))
@@ -156,11 +167,11 @@ class PrunedHF(Pruned):
         """Hand the image tokens over among the prompt's embeddings, as before 5.18."""
         tokens = torch.cat(given.pop("mm_encoder_outputs")["image"].pooler_output)
         embeds = self.get_input_embeddings()(given["input_ids"])
-        image = (given["input_ids"] == self.config.image_token_id)[..., None]
+        image = (given["input_ids"] == self.image_mark)[..., None]
         given["inputs_embeds"] = embeds.masked_scatter(image, tokens.to(embeds))
 
     def _note_splice(self, given: dict[str, Any], packed: list[PackedImage]) -> None:
-        image, mask = given["input_ids"] == self.config.image_token_id, given.get("attention_mask")
+        image, mask = given["input_ids"] == self.image_mark, given.get("attention_mask")
         patch = torch.cat([one.is_patch for one in packed]).to(image.device)
         real = torch.ones_like(image) if mask is None else mask.bool().to(image.device)
         self.note_splice(image, image.masked_scatter(image, patch), real)
@@ -190,7 +201,7 @@ class PrunedHF(Pruned):
         self, pictures: list[Picture], ids: Tensor, seen: Tensor, marks: Tensor
     ) -> list[Picture]:
         """The pictures, each with the embedded question of its row."""
-        questions = self.asked(unpadded_rows(ids, seen.to(ids.device)), self.config.image_token_id)
+        questions = self.asked(unpadded_rows(ids, seen.to(ids.device)))
         ends = marks.sum(1).cumsum(0)
         filled = torch.tensor([picture.places for picture in pictures]).cumsum(0)
         rows = torch.searchsorted(ends, filled).tolist()

@@ -44,6 +44,11 @@ class PrunedLlavaHF(PrunedHF):
         cls = vision.model_type == "clip_vision_model"
         return Tower(vision.num_hidden_layers, _side(model) ** 2, cls)
 
+    @property
+    def aspect(self) -> str | None:
+        """As the processor is set."""
+        return "pad" if getattr(self.image_processor, "do_pad", None) else None
+
     def pictures(self, given: dict[str, Any]) -> list[Picture]:
         """Of pixel_values (B, 3, H, W)."""
         pixels = self._pixels(given)

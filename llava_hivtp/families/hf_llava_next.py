@@ -20,6 +20,11 @@ from llava_hivtp.vision import KeptTokens
 class PrunedLlavaNextHF(PrunedLlavaHF):
     """AnyRes: the base tile, then rows of the unpadded whole, each with its newline."""
 
+    @property
+    def aspect(self) -> str | None:
+        """Always tiles."""
+        return "anyres"
+
     def pictures(self, given: dict[str, Any]) -> list[Picture]:
         """Of pixel_values (B, T, 3, H, W), padded to the most tiles, or (sum of T, 3, H, W)."""
         pixels, sizes = self._pixels(given), given.pop("image_sizes", None)
