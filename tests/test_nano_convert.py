@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from eval.__main__ import app
+from eval.explorer.shared import SharedModel
 from eval.figures.look import cropped_to, look
 from eval.nano import CHECKPOINTS, converted
 from eval.nano.converted import DIFFER, Comparison, compare
@@ -183,7 +184,22 @@ def test_the_command_draws_the_same_figures_of_both(pair, tmp_path):
     assert len(drawn[0]) == 4
 
 
-@pytest.mark.parametrize("verb", ["figures"])
+def test_the_page_shows_and_answers_the_same_of_both(pair):
+    (image, question), found = next(asked(1)), []
+    for model, tokenizer, *_ in pair:
+        shared = SharedModel(model, tokenizer)
+        assert shared.layouts[0] == "unpad"
+        pruner = shared.pruner("hivtp", 2, 25, "2", 50, shared.default_layers("hivtp"))
+        answers = shared.answers(image, question, pruner, "unpad")
+        drawings = shared.draw(image, question, pruner, "unpad"), shared.heat(image, pruner)
+        found.append(
+            [[timed.answer for timed in answers], [one.tobytes() for one in drawings]]
+            + [shared.depth, shared.side, shared.tiled, shared.notes(image, "Is it a zebra?")]
+        )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("verb", ["figures", "explore"])
 def test_towers_without_tiles_are_refused(tmp_path, verb):
     config = {"model_type": "qwen2_5_vl", "vision_config": {"model_type": "qwen2_5_vl"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -194,14 +210,12 @@ def test_towers_without_tiles_are_refused(tmp_path, verb):
     assert "is a qwen2_5_vl on a qwen2_5_vl" in said
 
 
-@pytest.mark.parametrize("call", [["efficiency"], ["explore", "--model"]])
-def test_what_needs_official_llava_says_so(pair, call, tmp_path, monkeypatch):
+def test_what_needs_official_llava_says_so(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = pair[1][0].config._name_or_path
-    done = CliRunner().invoke(app, [*call, model])
+    done = CliRunner().invoke(app, ["efficiency", pair[1][0].config._name_or_path])
     assert done.exit_code == 1
     said = " ".join(done.output.split())
-    assert f"{call[0]} takes official LLaVA checkpoints" in said
+    assert "efficiency takes official LLaVA checkpoints" in said
     assert "transformers' own" in said
 
 

@@ -22,7 +22,6 @@ from eval.explorer.shared import (
 )
 from eval.figures.questions import SHORT
 from eval.plan.names import display_name
-from llava_hivtp.anyres import LAYOUTS
 from llava_hivtp.pruners import PRUNERS
 
 # The model serves one request at a time; while a slider moves, only its last place counts.
@@ -64,7 +63,10 @@ class Controls:
             elem_id="layers",
         )
         self.layout = gr.Radio(
-            list(LAYOUTS), value=LAYOUTS[0], label="AnyRes layout", visible=shared.tiled
+            list(shared.layouts),
+            value=shared.layouts[0],
+            label="AnyRes layout",
+            visible=shared.tiled,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import threading
 from dataclasses import dataclass, fields
@@ -52,10 +53,9 @@ class SharedModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.lock = threading.Lock()
-        config = model.get_vision_tower().config
-        self.depth = config.num_hidden_layers
-        self.side = config.image_size // config.patch_size
-        self.tiled = getattr(model.config, "image_aspect_ratio", None) == "anyres"
+        tower = model.tower_of(model)
+        self.depth, self.side = tower.layers, math.isqrt(tower.patches)
+        self.tiled, self.layouts = model.aspect == "anyres", model.layouts
 
     def draw(self, image: Image.Image, prompt: str, pruner: Pruner, layout: str) -> Image.Image:
         """The kept tokens; a method may read the prompt."""

@@ -25,9 +25,9 @@ def explore(
 
     quieten()
     from eval.nano import EMBEDDED
-    from eval.plan.tower import check_official
+    from eval.plan.tower import check_tiles
 
-    check_official(model or EMBEDDED, "explore")
+    check_tiles(model or EMBEDDED, "explore")
     try:
         from eval.explorer.page import build_page, launch
     except ImportError as error:
