@@ -201,6 +201,9 @@ def test_the_page_shows_and_answers_the_same_of_both(pair):
 
 @pytest.mark.parametrize("verb", ["figures", "explore"])
 def test_towers_without_tiles_are_refused(tmp_path, verb):
+    done = CliRunner().invoke(app, [verb, "--model", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "holds no config.json" in " ".join(done.output.split())
     config = {"model_type": "qwen2_5_vl", "vision_config": {"model_type": "qwen2_5_vl"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = CliRunner().invoke(app, [verb, "--model", str(tmp_path)])

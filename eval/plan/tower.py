@@ -115,6 +115,8 @@ def misfit_here(table: Table) -> str | None:
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file.parent} holds no {file.name}") from error
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}; fetch the checkpoint again") from error
     if not isinstance(config, dict):
