@@ -85,7 +85,7 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
     def tower_of(model: Any) -> Tower:
         """A CLIP tower."""
         tower = model.get_vision_tower()
-        return Tower(tower.config.num_hidden_layers, tower.num_patches)
+        return Tower(tower.config.num_hidden_layers, tower.num_patches, read=_depth(tower))
 
     @property
     def image_mark(self) -> int:

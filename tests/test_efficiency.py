@@ -58,9 +58,9 @@ def models():
 @pytest.fixture
 def make_inputs(models):
     def make(kind, batch=1, text=20):
-        model, processor = models[kind]
+        model, _ = models[kind]
         size = (56, 56) if kind == "v1.5" else (120, 90)
-        return make_requests(model, processor, size, batch, text)
+        return make_requests(model, size, batch, text)
 
     return make
 
@@ -221,23 +221,20 @@ PLACES = ["cpu"] + ["cuda"] * torch.cuda.is_available()  # only a GPU records
 @pytest.mark.parametrize("kind", ["v1.5", "anyres", "mistral"])
 def test_graphs_give_equal_tokens(place, kind):
     shape = replace(KINDS[kind], layers=3)
-    model, processor = untrained.random_model(shape, place, torch.float32)
+    model, _ = untrained.random_model(shape, place, torch.float32)
     made = graphs.Graphs(model)
     for batch, length in ((1, 20), (2, 33), (1, 20)):  # again: now recorded
-        inputs = make_requests(
-            model, processor, (56, 56) if kind == "v1.5" else (120, 90), batch, length
-        )
+        inputs = make_requests(model, (56, 56) if kind == "v1.5" else (120, 90), batch, length)
         for case in (*cases(), Case("ragged", HIVTP(r=2, k=25, c=2))):
             request.choose(model, case)
-            images = inputs.images if case.pruner else request.as_stock(model, inputs.images)
+            given = inputs.given if case.pruner else request.as_stock(model, inputs.given)
             model.generation_config.eos_token_id = None
             with torch.inference_mode():
-                options = {"image_sizes": inputs.image_sizes, "images": images}
                 plain = model.generate(
-                    inputs.prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, **options
+                    inputs.prompt, do_sample=False, max_new_tokens=8, pad_token_id=0, **given
                 )
                 stopwatch = Stopwatch(clock.Clock(model.device))
-                ours = made.generate(inputs.prompt, images, inputs.image_sizes, 8, stopwatch)
+                ours = made.generate(inputs.prompt, given, 8, stopwatch)
             assert torch.equal(ours, plain.cpu()), case.label
 
 
@@ -251,23 +248,21 @@ def test_graphs_replay_without_host_or_python(kind):
         return recordings[-1]
 
     recordings, counts = [], []
-    model, processor = untrained.random_model(replace(KINDS[kind], layers=3), "cpu", torch.float32)
+    model, _ = untrained.random_model(replace(KINDS[kind], layers=3), "cpu", torch.float32)
     there = moved(model)
     made, size = graphs.Graphs(there, capture), (56, 56) if kind == "v1.5" else (120, 90)
     for batch, length in ((1, 20), (2, 33), (1, 20), (1, 19)):
         for case in (*cases(), Case("ragged", HIVTP(r=2, k=25, c=2))):
-            inputs = make_requests(model, processor, size, batch, length)
+            inputs = make_requests(model, size, batch, length)
             request.choose(model, case)
-            images = inputs.images if case.pruner else request.as_stock(model, inputs.images)
-            expected = model.generate(
-                inputs.prompt, images=images, image_sizes=inputs.image_sizes, max_new_tokens=5
-            )
+            given = inputs.given if case.pruner else request.as_stock(model, inputs.given)
+            expected = model.generate(inputs.prompt, **given, max_new_tokens=5)
             request.choose(there, case)
             with torch.no_grad(), Pretend() as device:
-                images = inputs.images if case.pruner else request.as_stock(there, images)
+                given = inputs.given if case.pruner else request.as_stock(there, given)
                 prompt = inputs.prompt.to(there.device)
                 stopwatch = Stopwatch(clock.Clock(there.device))
-                found = made.generate(prompt, images, inputs.image_sizes, 5, stopwatch)
+                found = made.generate(prompt, given, 5, stopwatch)
             assert torch.equal(found, expected), case.label
         counts.append(len(recordings))
     assert counts[0] < counts[1] == counts[2]
@@ -310,7 +305,8 @@ def test_graphs_pad_rows_of_different_lengths(models, make_inputs):
     def answer(prompt, pixels):
         stopwatch = Stopwatch(clock.Clock(CPU))
         with torch.inference_mode():
-            return made.generate(prompt, pixels, None, 6, stopwatch), len(model.kept[0].kept)
+            given = {"images": pixels, "image_sizes": None}
+            return made.generate(prompt, given, 6, stopwatch), len(model.kept[0].kept)
 
     first, few = answer(inputs.prompt[:1], images[:1])
     second, many = answer(inputs.prompt[:1], images[1:])

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ import torch
 from typer.testing import CliRunner
 
 from eval.__main__ import app
+from eval.efficiency.cases import Case
+from eval.efficiency.inputs import make_inputs
+from eval.efficiency.request import run_request, sizes_of
+from eval.efficiency.stopwatch import STAGES
 from eval.explorer.shared import SharedModel
 from eval.figures.look import cropped_to, look
 from eval.nano import CHECKPOINTS, converted
@@ -22,11 +27,12 @@ from eval.nano.converted import DIFFER, Comparison, compare
 from eval.nano.draw import draw, draw_large
 from eval.nano.questions import color_of, shape_of
 from eval.nano.text import SHORT
+from eval.untrained import shapes
 from llava_hivtp import attach, load
 from llava_hivtp.answer import prompt_ids
 from llava_hivtp.conversation import build_prompt
 from llava_hivtp.images import prepare_images
-from llava_hivtp.pruners import for_depth, read_pruner
+from llava_hivtp.pruners import Pruner, for_depth, read_pruner
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,27 +205,50 @@ def test_the_page_shows_and_answers_the_same_of_both(pair):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("verb", ["figures", "explore"])
+@pytest.mark.parametrize("verb", ["figures --model", "explore --model", "efficiency"])
 def test_towers_without_tiles_are_refused(tmp_path, verb):
-    done = CliRunner().invoke(app, [verb, "--model", str(tmp_path)])
+    done = CliRunner().invoke(app, [*verb.split(), str(tmp_path)])
     assert done.exit_code == 1
     assert "holds no config.json" in " ".join(done.output.split())
     config = {"model_type": "qwen2_5_vl", "vision_config": {"model_type": "qwen2_5_vl"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    done = CliRunner().invoke(app, [verb, "--model", str(tmp_path)])
+    done = CliRunner().invoke(app, [*verb.split(), str(tmp_path)])
     assert done.exit_code == 1
     said = " ".join(done.output.split())
-    assert f"{verb} takes official LLaVA checkpoints and transformers' LLaVA" in said
+    assert f"{verb.split()[0]} takes official LLaVA checkpoints and transformers' LLaVA" in said
     assert "is a qwen2_5_vl on a qwen2_5_vl" in said
 
 
-def test_what_needs_official_llava_says_so(pair, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["efficiency", pair[1][0].config._name_or_path])
-    assert done.exit_code == 1
-    said = " ".join(done.output.split())
-    assert "efficiency takes official LLaVA checkpoints" in said
-    assert "transformers' own" in said
+def test_requests_are_of_one_size_and_are_timed_by_stage(pair):
+    quarter = for_depth(read_pruner("hivtp:r=2,k=25,c=none"), 12)
+    cases, found = [Case("stock", None), Case("none", Pruner()), Case("quarter", quarter)], []
+    for model, *_ in pair:
+        inputs = make_inputs(model, (288, 216), 2, 20)
+        runs = [run_request(model, case, inputs, 3) for case in cases]
+        assert all(tuple(run.stages) == STAGES and len(run.tokens) == 3 for run in runs)
+        assert all(seconds >= 0 for run in runs for seconds in run.stages.values())
+        sizes = []
+        for case in cases:
+            run = run_request(model, case, inputs, 1)
+            sizes.append(sizes_of(model, case, inputs, run))
+        assert sizes[0].length == sizes[1].length > sizes[2].length
+        # transformers' vocabulary has the placeholder, too.
+        shape = replace(shapes.shape_of(attach(model)), vocab=0)
+        found.append((sizes, shape, inputs.tiles, inputs.text))
+    assert found[0] == found[1]
+
+
+def test_the_converted_model_is_timed_by_the_command(pair, tmp_path):
+    model = pair[1][0].config._name_or_path
+    call = ["efficiency", model, "--method", "hivtp:r=2,k=25,c=2,layers=4+5", "--rounds", "1"]
+    call += ["--size", "288x216", "--text", "20", "--new-tokens", "2"]
+    done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "timed")])
+    assert done.exit_code == 0, done.output
+    assert len((tmp_path / "timed.csv").read_text().splitlines()) == 1 + 3
+    for more, words in (("--graphs", "records official LLaVA only"), ("--layout=mosaic", "mosaic")):
+        done = CliRunner().invoke(app, [*call, more])
+        assert done.exit_code == 1
+        assert words in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("until", ["ASSISTANT:", "USER", "e"])

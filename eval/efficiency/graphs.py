@@ -83,6 +83,8 @@ class Graphs:
     """Recordings of one model, whatever prunes it; by default CUDA graphs where there is CUDA."""
 
     def __init__(self, model: Any, capture: Capture | None = None) -> None:
+        if getattr(model, "chat", None) is not None:
+            raise ValueError("--graphs records official LLaVA only: leave it out")
         if not hasattr(transformers, "StaticCache"):
             raise ValueError("--graphs needs the static cache of transformers 5")
         if model.config._attn_implementation != "sdpa":
@@ -101,13 +103,13 @@ class Graphs:
         self._languages: dict[tuple[int, int], _Language] = {}
 
     def generate(
-        self, prompt: Tensor, images: Any, image_sizes: Any, new_tokens: int, stopwatch: Stopwatch
+        self, prompt: Tensor, given: dict[str, Any], new_tokens: int, stopwatch: Stopwatch
     ) -> Tensor:
         """Greedy answers, (B, new_tokens); equal to those of `model.generate`."""
         model = self.model
         with self._tower_replayed():
             _, _, mask, _, embeds, _ = model.prepare_inputs_labels_for_multimodal(
-                prompt, None, None, None, None, images, image_sizes
+                prompt, None, None, None, None, given["images"], given["image_sizes"]
             )
         batch, length = embeds.shape[:2]
         more = -length % BUCKET

@@ -14,14 +14,14 @@ from eval.efficiency.files import Files
 from eval.efficiency.settings import Settings
 from eval.efficiency.timed_model import TimedModel
 from eval.plan.table import load_table, select_rows
-from eval.plan.tower import check_official
+from eval.plan.tower import check_tiles
 from llava_hivtp.pruners import read_pruner
 
 
 def measure(settings: Settings) -> Iterator[str]:
     """Time every case of every setting and write the files; yields what to show meanwhile."""
     if settings.model:
-        check_official(settings.model, "efficiency")
+        check_tiles(settings.model, "efficiency")
     end = time.monotonic() + (settings.seconds or math.inf)
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -14,7 +14,9 @@ from eval.efficiency.graphs import Graphs
 from eval.efficiency.ideal import RequestSizes
 from eval.efficiency.inputs import Inputs
 from eval.efficiency.stopwatch import Run, Stopwatch
+from eval.untrained.shapes import text_config
 from llava_hivtp import attach, detach
+from llava_hivtp.families import family_of
 from llava_hivtp.pruners import LayerPruner
 
 
@@ -37,21 +39,20 @@ def run_request(
     serve = partial(_generate, model) if graphs is None else graphs.generate
     with torch.inference_mode(), stopwatch.watching(model, language=graphs is None):
         stopwatch.clock.start()
-        images = inputs.images if case.pruner else as_stock(model, inputs.images)
-        serve(inputs.prompt, images, inputs.image_sizes, new_tokens, stopwatch)
+        given = inputs.given if case.pruner else as_stock(model, inputs.given)
+        serve(inputs.prompt, given, new_tokens, stopwatch)
     if len(stopwatch.tokens) != new_tokens:
         raise RuntimeError(f"{case.label} wrote {len(stopwatch.tokens)} tokens, not {new_tokens}")
     return Run(stopwatch.stages(), tuple(stopwatch.tokens), stopwatch.length)
 
 
 def _generate(
-    model: Any, prompt: Tensor, images: Any, image_sizes: Any, new_tokens: int, stopwatch: Stopwatch
+    model: Any, prompt: Tensor, given: dict[str, Any], new_tokens: int, stopwatch: Stopwatch
 ) -> None:
     model.generation_config.eos_token_id = None
     model.generate(
         prompt,
-        images=images,
-        image_sizes=image_sizes,
+        **given,
         do_sample=False,
         max_new_tokens=new_tokens,
         pad_token_id=0,
@@ -69,21 +70,25 @@ def choose(model: Any, case: Case) -> None:
 
 def sizes_of(model: Any, case: Case, inputs: Inputs, run: Run) -> RequestSizes:
     """The sizes that a request had, for its closed forms."""
-    tower = model.get_vision_tower()
-    layers = tower.config.num_hidden_layers
+    tower = family_of(type(model)).tower_of(model)
     if case.pruner is None:  # all layers run, every token of every tile is projected
         return RequestSizes(
-            inputs.batch, inputs.tiles, layers, inputs.tiles * tower.num_patches, run.length
+            inputs.batch, inputs.tiles, tower.layers, inputs.tiles * tower.patches, run.length
         )
-    depth = tower.select_layer + (layers + 1 if tower.select_layer < 0 else 0)
     projected = round(sum(len(image.kept) for image in model.kept) / inputs.batch)
-    read = case.pruner.per_layer(run.length - inputs.text, model.config.num_hidden_layers)
+    read = case.pruner.per_layer(run.length - inputs.text, text_config(model).num_hidden_layers)
     lengths = tuple(inputs.text + count for count in read)
-    return RequestSizes(inputs.batch, inputs.tiles, depth, projected, run.length, lengths)
+    return RequestSizes(inputs.batch, inputs.tiles, tower.read, projected, run.length, lengths)
 
 
-def as_stock(model: Any, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    """Pixels as stock LLaVA needs them; ours casts and moves them itself."""
-    if isinstance(images, list):
-        return [image.to(model.device, model.dtype) for image in images]
-    return images.to(model.device, model.dtype)
+def as_stock(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Pixels as a stock class needs them; ours casts and moves them itself."""
+
+    def ready(value: Any) -> Any:
+        if isinstance(value, list):
+            return [ready(one) for one in value]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(model.device, model.dtype)
+        return value
+
+    return {name: ready(value) for name, value in given.items()}

@@ -23,9 +23,9 @@ from eval.efficiency.request import run_request, sizes_of
 from eval.efficiency.settings import Settings
 from eval.efficiency.stopwatch import Run
 from eval.untrained.models import random_model
-from eval.untrained.shapes import shape, shape_of
-from llava_hivtp import load
-from llava_hivtp.images import prepare_images
+from eval.untrained.shapes import shape, shape_of, text_config
+from llava_hivtp import attach, load
+from llava_hivtp.answer import prepare_pixels
 
 Found = TypeVar("Found")
 
@@ -36,7 +36,6 @@ class TimedModel:
 
     settings: Settings
     model: Any
-    processor: Any
     device: torch.device
     dtype: torch.dtype
     graphs: Graphs | None
@@ -49,27 +48,29 @@ class TimedModel:
         leave_out_cudnn_attention()
         if settings.random_weights:
             wanted = shape(settings.random_weights, settings.layers)
-            model, processor = random_model(wanted, str(device), dtype, settings.attention)
+            model, _ = random_model(wanted, str(device), dtype, settings.attention)
         else:
-            model, _, processor, _ = load(
+            model, *_ = load(
                 settings.model,
                 dtype=dtype,
                 device_map=str(device),
                 attn_implementation=settings.attention,
             )
+        for layout in settings.layouts:
+            attach(model, layout=layout)  # refuses one that this model cannot have
         graphs = Graphs(model) if settings.graphs else None
         limits = ceilings(device, dtype, settings.cpu_time)
-        return cls(settings, model, processor, device, dtype, graphs, limits)
+        return cls(settings, model, device, dtype, graphs, limits)
 
     @property
     def patches(self) -> int:
         """N, per tile."""
-        return self.model.get_vision_tower().num_patches
+        return self.model.tower_of(self.model).patches
 
     @property
     def depth(self) -> int:
         """Layers of the language model."""
-        return self.model.config.num_hidden_layers
+        return text_config(self.model).num_hidden_layers
 
     @property
     def counts_work(self) -> bool:
@@ -80,7 +81,7 @@ class TimedModel:
         self, cases: Sequence[Case], size: tuple[int, int], batch: int, until: float = math.inf
     ) -> list[Result]:
         """All cases on one image size and batch, in turn, until all rounds are done or `until`."""
-        inputs = make_inputs(self.model, self.processor, size, batch, self.settings.text)
+        inputs = make_inputs(self.model, size, batch, self.settings.text)
         cases = that_differ(cases, inputs.tiles)
         longest = max(self.settings.new_tokens)
         counted = {case.label: self._count(case, inputs) for case in cases}
@@ -100,8 +101,8 @@ class TimedModel:
 
     def preparing(self, size: tuple[int, int]) -> str:
         """What LLaVA's preprocessing takes: equal for all methods, and no part of TTFT."""
-        pictures = [random_picture(size)]
-        prepare = partial(prepare_images, pictures, self.processor, self.model.config)
+        attach(self.model)  # a stock class does not say how it is asked
+        prepare = partial(prepare_pixels, self.model, [random_picture(size)])
         seconds = Spread.of(timed(prepare, self.device, self.settings.cpu_time) for _ in range(5))
         return f"Preparing the pixels of an image takes {1e3 * seconds.median:.1f} ms besides."
 
@@ -142,7 +143,7 @@ class TimedModel:
 
     def _fits(self, case: Case, size: tuple[int, int], batch: int) -> bool:
         try:
-            inputs = make_inputs(self.model, self.processor, size, batch, self.settings.text)
+            inputs = make_inputs(self.model, size, batch, self.settings.text)
             run_request(self.model, case, inputs, 2)
         except RuntimeError as error:  # not only PyTorch's own: libraries allocate, too
             if not re.search("out of memory|ALLOC_FAILED", str(error)):

@@ -51,21 +51,6 @@ def read_tower(model: str) -> Tower:
         raise ValueError(f"{file} does not describe a vision tower: {error!r}") from error
 
 
-def check_official(model: str, verb: str) -> None:
-    """Refuse transformers' own checkpoints where official LLaVA's tower and clock are needed.
-
-    Raises:
-        ValueError: if it is one of them.
-        FileNotFoundError: if the checkpoint is not here.
-    """
-    config = _config(checkpoint_folder(model) / "config.json")
-    if "vision_config" in config:
-        raise ValueError(
-            f"{verb} takes official LLaVA checkpoints; {model} is a {config.get('model_type')} of "
-            "transformers' own: name the official one with the same weights"
-        )
-
-
 def check_tiles(model: str, verb: str) -> None:
     """Refuse checkpoints whose images are not cut into tiles that a CLIP tower reads.
 

@@ -39,7 +39,9 @@ def random_model(
             torch.set_default_dtype(default)
     if shape.anyres:
         torch.nn.init.normal_(model.get_model().image_newline.data)
-    return model.eval().requires_grad_(False), image_processor(shape.tower.side)
+    processor = image_processor(shape.tower.side)
+    model.get_vision_tower().image_processor = processor
+    return model.eval().requires_grad_(False), processor
 
 
 def random_tower(encoder: Encoder, attention: str = "") -> nn.Module:

@@ -69,18 +69,25 @@ def shape(name: str, layers: int | None = None) -> Shape:
     return replace(SHAPES[name], layers=layers)
 
 
+def text_config(model: Any) -> Any:
+    """The language model's settings: a part of transformers' config, official LLaVA's itself."""
+    return getattr(model.config, "text_config", model.config)
+
+
 def shape_of(model: Any) -> Shape:
     """The shape of a loaded model."""
-    config, tower = model.config, model.get_vision_tower().config
+    config, text = model.config, text_config(model)
+    tower = getattr(config, "vision_config", None) or model.get_vision_tower().config
+    tiled = getattr(config, "image_aspect_ratio", None) == "anyres"
     return Shape(
-        width=config.hidden_size,
-        mlp=config.intermediate_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        vocab=config.vocab_size,
-        anyres=getattr(config, "image_aspect_ratio", None) == "anyres",
-        mistral="mistral" in config.model_type,
+        width=text.hidden_size,
+        mlp=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        vocab=text.vocab_size,
+        anyres=tiled or config.model_type == "llava_next",
+        mistral="mistral" in text.model_type,
         tower=Encoder(
             width=tower.hidden_size,
             mlp=tower.intermediate_size,

@@ -44,6 +44,7 @@ class Tower:
     patches: int | None  # of a tile; None: every image has a grid of its own
     cls: bool = True  # has a CLS token
     everywhere: tuple[int, ...] = ()  # layers that attend to the whole image; () for all
+    read: int = 0  # layers that are run before tokens are projected; 0 for all
 
 
 # A group of pictures and the features of all their tiles, one behind another.

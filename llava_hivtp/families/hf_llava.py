@@ -42,7 +42,7 @@ class PrunedLlavaHF(PrunedHF):
         """A CLIP or SigLIP tower."""
         vision = model.config.vision_config
         cls = vision.model_type == "clip_vision_model"
-        return Tower(vision.num_hidden_layers, _side(model) ** 2, cls)
+        return Tower(vision.num_hidden_layers, _side(model) ** 2, cls, read=_layer(model))
 
     @property
     def aspect(self) -> str | None:
