@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llava_hivtp.coverage import cover_greedily
 from llava_hivtp.importance import cls_attention
 from llava_hivtp.pruners.base import PaperLayers, ScorePruner, check_layers, finite, share
 from llava_hivtp.vision import VisionFeatures
@@ -50,15 +50,7 @@ class Cover(ScorePruner):
         directions = normalize(projected, dim=-1)
         weight = finite(self._weight(features, projected, directions))
         likeness = finite(directions @ directions.transpose(1, 2))  # (T, N, N)
-        covered = torch.zeros_like(weight)
-        scores = torch.zeros_like(weight)
-        tiles = torch.arange(features.n_tiles, device=scores.device)
-        for value in range(count, 0, -1):
-            gain = (likeness - covered[:, :, None]).clamp(min=0).sum(1) * weight
-            pick = gain.masked_fill(scores > 0, -torch.inf).argmax(1)
-            scores[tiles, pick] = value
-            covered = torch.maximum(covered, likeness[tiles, pick])
-        return scores
+        return cover_greedily(likeness, weight, count)
 
     def _weight(self, features: VisionFeatures, projected: Tensor, directions: Tensor) -> Tensor:
         if self.importance == "cls":

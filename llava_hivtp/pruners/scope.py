@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llava_hivtp.coverage import cover_greedily
 from llava_hivtp.importance import cls_attention, received_attention
 from llava_hivtp.pruners.base import PaperLayers, ScorePruner, check_layers, finite, share
 from llava_hivtp.vision import VisionFeatures
@@ -57,12 +57,4 @@ class SCOPE(ScorePruner):
         saliency = finite(SALIENCY[self.saliency](features, *self.layers)) ** self.alpha
         directions = normalize(features.tokens.float(), dim=-1)
         likeness = finite(directions @ directions.transpose(1, 2))  # (T, N, N)
-        covered = torch.zeros_like(saliency)
-        scores = torch.zeros_like(saliency)
-        tiles = torch.arange(features.n_tiles, device=scores.device)
-        for value in range(count, 0, -1):
-            gain = (likeness - covered[:, :, None]).clamp(min=0).sum(1) * saliency
-            pick = gain.masked_fill(scores > 0, -torch.inf).argmax(1)
-            scores[tiles, pick] = value
-            covered = torch.maximum(covered, likeness[tiles, pick])
-        return scores
+        return cover_greedily(likeness, saliency, count)
