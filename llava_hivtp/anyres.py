@@ -129,9 +129,9 @@ def merge_single(
     if newline is not None and patches:
         tokens = torch.cat([tokens, newline.to(tokens)[None]])
         place = torch.cat([place, place.new_full((1,), total)])
-    size = pad(kept.size, (0, len(tokens) - patches), value=1.0)
+    newlines = len(tokens) - patches
+    size = pad(kept.size, (0, newlines), value=1.0)
     place = _with_the_one_in_front(place)
     span = total + (newline is not None)
     is_patch = torch.arange(len(tokens), device=place.device) < patches
-    newlines = len(tokens) - patches
     return PackedImage(tokens, kept, patches, newlines, total, place, span, is_patch, size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from llava_hivtp.pruners.layered import LayerPruner, LayerState, Rows
+from llava_hivtp.versions import before_5
 
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model")  # of transformers 5, and what inherits
 # Settings of `generate` by which the prompt comes in pieces, or several new tokens at once.
@@ -238,7 +239,7 @@ class Dropping:
 def check_decoder(model: nn.Module, method: LayerPruner) -> None:
     """Raise a ValueError unless the method can drop behind layers of this decoder."""
     name = type(method).__name__
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if before_5():
         raise ValueError(
             f"{name} works inside the language model, which needs transformers 5; this is "
             f"{transformers.__version__}: choose a method before it"

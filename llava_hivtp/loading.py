@@ -23,12 +23,13 @@ from llava_hivtp.model import (
     PrunedLlavaMistralForCausalLM,
 )
 from llava_hivtp.pruners import Pruner, build_pruner
+from llava_hivtp.versions import before_5
 from llava_hivtp.zero3 import join, spread
 
 logger = logging.getLogger(__name__)
 
 # transformers 4 raises itself, and would leave a weight it passes over on no device.
-REPORTS_SHAPES = int(transformers.__version__.split(".")[0]) >= 5
+REPORTS_SHAPES = not before_5()
 DAMAGED = (SafetensorError, EOFError, OSError, pickle.UnpicklingError, RuntimeError, ValueError)
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate decides
 ATTENTION = ("sdpa", "eager", "flash_attention_2")

@@ -93,9 +93,7 @@ class KeptTokens:
     tile: Tensor  # (P,) in [0, T)
     patch: Tensor  # (P,) in [0, N), or -1: no place in the image (CLS, merged)
     centre: Tensor | None = None  # (P,) patch into which others were merged, or `patch`
-    size: Tensor | None = (
-        None  # (P,) float32, how many patches each token stands for; 1 if not said
-    )
+    size: Tensor | None = None  # (P,) float32, patches each token stands for; 1 if not said
 
     def __post_init__(self) -> None:
         if self.centre is None:

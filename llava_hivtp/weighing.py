@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
 from llava_hivtp.dropping import DECODERS, sliding_window
+from llava_hivtp.versions import before_5
 
 ATTENTION = ("sdpa", "eager")  # which take a mask of numbers
 
@@ -29,7 +30,7 @@ def check_weighing(decoder: nn.Module, method: str) -> None:
     config = decoder.config
     attention = config._attn_implementation
     remedy = f"{method}: weigh=True"
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if before_5():
         raise ValueError(f"{remedy} needs transformers 5, this is {transformers.__version__}")
     if not any(base.__name__ in DECODERS for base in type(decoder).__mro__):
         raise ValueError(

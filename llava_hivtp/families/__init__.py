@@ -6,12 +6,7 @@ import importlib
 from typing import Any
 
 from llava_hivtp import weighing
-from llava_hivtp.families.base import (
-    Pruned,
-    check_layout,
-    check_positions,
-    fitting,
-)
+from llava_hivtp.families.base import Pruned, check_layout, check_positions, fitting
 from llava_hivtp.families.known import FAMILIES
 from llava_hivtp.pruners import Pruner
 

@@ -18,6 +18,7 @@ from llava_hivtp.merging import merge_dropped
 from llava_hivtp.pruners import LayerPruner, Pruner, build_pruner, for_depth
 from llava_hivtp.pruners.base import check_budget
 from llava_hivtp.questions import Question, question_of
+from llava_hivtp.versions import before_5
 from llava_hivtp.vision import KeptTokens, VisionFeatures, pixel_digest
 from llava_hivtp.weighing import check_weighing, one_call
 
@@ -371,7 +372,7 @@ def check_positions(positions: str, model: Any = None) -> None:
         raise ValueError(f"positions must be one of {PLACES}, got {positions!r}")
     if positions == "packed":
         return
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if before_5():
         raise ValueError(
             f"positions='kept' needs transformers 5, which goes on from the last position; this is "
             f"{transformers.__version__}"

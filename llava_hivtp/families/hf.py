@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -18,6 +17,7 @@ from llava_hivtp.anyres import PackedImage
 from llava_hivtp.families.base import Picture, Pruned, check_positions
 from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.questions import unpadded_rows
+from llava_hivtp.versions import before_5
 from llava_hivtp.weighing import announce, one_call
 
 # What has an entry per token of the prompt, in its last dimension.
@@ -46,8 +46,7 @@ class PrunedHF(Pruned):
     @classmethod
     def processor(cls, path: str | Path) -> Any:
         """The checkpoint's processor; images are processed by PIL."""
-        before_5 = int(transformers.__version__.split(".")[0]) < 5
-        pil = {"use_fast": False} if before_5 else {"backend": "pil"}
+        pil = {"use_fast": False} if before_5() else {"backend": "pil"}
         return AutoProcessor.from_pretrained(path, **pil)
 
     @property
@@ -147,31 +146,28 @@ class PrunedHF(Pruned):
             if mask is None and len(ids) > 1:
                 given["attention_mask"] = torch.ones_like(ids)
             _shorten(given, *_order(seen, marks, stay), self.image_mark)
+        image = given["input_ids"] == self.image_mark
         if kept is not None:
-            image = given["input_ids"] == self.image_mark
             places = given["position_ids"].to(image.device)
             given["position_ids"] = places.masked_scatter(image, kept.to(image.device))
         if isinstance(self.pruner, LayerPruner):
-            self._note_splice(given, packed)
+            self._note_splice(image, given.get("attention_mask"), packed)
         check()
         if self.pruner.weigh:
-            image = given["input_ids"] == self.image_mark
             sizes = torch.cat([part.size for part in packed]).to(image.device)
             ones = torch.ones(image.shape, device=image.device)
             announce(self.get_decoder(), ones.masked_scatter(image, sizes))
         if not takes_encoder_outputs(self):
-            self._embed(given)
+            self._embed(given, image)
         return given
 
-    def _embed(self, given: dict[str, Any]) -> None:
+    def _embed(self, given: dict[str, Any], image: Tensor) -> None:
         """Hand the image tokens over among the prompt's embeddings, as before 5.18."""
         tokens = torch.cat(given.pop("mm_encoder_outputs")["image"].pooler_output)
         embeds = self.get_input_embeddings()(given["input_ids"])
-        image = (given["input_ids"] == self.image_mark)[..., None]
-        given["inputs_embeds"] = embeds.masked_scatter(image, tokens.to(embeds))
+        given["inputs_embeds"] = embeds.masked_scatter(image[..., None], tokens.to(embeds))
 
-    def _note_splice(self, given: dict[str, Any], packed: list[PackedImage]) -> None:
-        image, mask = given["input_ids"] == self.image_mark, given.get("attention_mask")
+    def _note_splice(self, image: Tensor, mask: Tensor | None, packed: list[PackedImage]) -> None:
         patch = torch.cat([one.is_patch for one in packed]).to(image.device)
         real = torch.ones_like(image) if mask is None else mask.bool().to(image.device)
         self.note_splice(image, image.masked_scatter(image, patch), real)

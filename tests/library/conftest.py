@@ -65,6 +65,23 @@ def loaded(checkpoints):
     return get
 
 
+@pytest.fixture(scope="module")
+def pair(tiny, tmp_path_factory):
+    """(official, converted) of the same random weights, each as `load` gives it, by kind."""
+    from llava_hivtp.convert import to_transformers  # transformers 4 lacks what it imports
+
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            official = tiny(anyres=kind == "next")
+            folder = to_transformers(official, tmp_path_factory.mktemp(kind), torch.float32)
+            made[kind] = load(official, device_map="cpu"), load(folder, device_map="cpu")
+        return made[kind]
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def photo():
     """A textured picture of a given (width, height), the same every time."""

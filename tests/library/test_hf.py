@@ -11,8 +11,7 @@ import transformers
 from ask import METHODS, generate
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
-from llava_hivtp import attach, detach, load
-from llava_hivtp.convert import to_transformers
+from llava_hivtp import attach, detach
 from llava_hivtp.families import hf
 from llava_hivtp.images import prepare_images
 
@@ -25,21 +24,6 @@ NOT_ON_4 = {  # why `stock` differs before 5
     "num_beams": "its beams mix up the images of rows that have two",
 }
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-
-
-@pytest.fixture(scope="session")
-def pair(tiny, tmp_path_factory):
-    """(official, converted) of the same random weights, each as `load` gives it."""
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            official = tiny(anyres=kind == "next")
-            folder = to_transformers(official, tmp_path_factory.mktemp(kind), torch.float32)
-            made[kind] = load(official, device_map="cpu"), load(folder, device_map="cpu")
-        return made[kind]
-
-    return get
 
 
 @pytest.fixture

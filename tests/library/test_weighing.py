@@ -12,8 +12,7 @@ from features import random_features
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from llava_hivtp import attach, build_pruner, detach, load
-from llava_hivtp.convert import to_transformers
+from llava_hivtp import attach, build_pruner, detach
 from llava_hivtp.images import prepare_images
 from llava_hivtp.merging import merge_dropped
 from llava_hivtp.pruners import Pruner
@@ -35,25 +34,11 @@ class Ones(Pruner):
     weigh: bool = True
 
 
-@pytest.fixture(scope="module")
-def models(tiny, tmp_path_factory):
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            official = tiny(anyres=kind == "next")
-            folder = to_transformers(official, tmp_path_factory.mktemp(kind), torch.float32)
-            made[kind] = load(official, device_map="cpu"), load(folder, device_map="cpu")
-        return made[kind]
-
-    return get
-
-
-def asked(models, photo, family, kind, prompts):
+def asked(pair, photo, family, kind, prompts):
     """(model, call): `call(**settings)` generates, giving token ids and logits."""
     texts = [text for text, _ in PROMPTS[prompts]]
     images = [photo(SIZES[i], i) for _, own in PROMPTS[prompts] for i in own]
-    (official, tokenizer, processor, _), (own, _, reader, _) = models(kind)
+    (official, tokenizer, processor, _), (own, _, reader, _) = pair(kind)
     settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     settings |= {"return_dict_in_generate": True, "output_logits": True}
 
@@ -95,8 +80,8 @@ def literal(sizes):
 @pytest.mark.parametrize("prompts", PROMPTS)
 @pytest.mark.parametrize("kind", ["v15", "next"])
 @pytest.mark.parametrize("family", ["official", "transformers"])
-def test_equals_attention_written_out(models, photo, monkeypatch, family, kind, prompts, way):
-    model, call = asked(models, photo, family, kind, prompts)
+def test_equals_attention_written_out(pair, photo, monkeypatch, family, kind, prompts, way):
+    model, call = asked(pair, photo, family, kind, prompts)
     name, arguments = METHOD
     attach(model, build_pruner(name, **arguments))
     ours = call(**way)
@@ -129,14 +114,14 @@ def prompt_sizes(model, call):
 
 
 @pytest.mark.parametrize("family", ["official", "transformers"])
-def test_sizes_stand_where_the_tokens_stand(models, photo, family):
-    model, call = asked(models, photo, family, "next", "ragged")
+def test_sizes_stand_where_the_tokens_stand(pair, photo, family):
+    model, call = asked(pair, photo, family, "next", "ragged")
     attach(model, build_pruner(METHOD[0], **METHOD[1]))
     sizes = prompt_sizes(model, call)
     (first, second, *both), ids = model.kept, [LONG, SHORT, TWO, TEXT]
-    length = {text: len(prompt_ids(models("next")[0][1], text)[0][0]) for text in ids}
+    length = {text: len(prompt_ids(pair("next")[0][1], text)[0][0]) for text in ids}
     before = {
-        text: prompt_ids(models("next")[0][1], text)[0][0].tolist().index(-200) for text in ids[:3]
+        text: prompt_ids(pair("next")[0][1], text)[0][0].tolist().index(-200) for text in ids[:3]
     }
     for row, (text, image) in enumerate(zip(ids[:2], (first, second), strict=True)):
         start = before[text]
@@ -150,8 +135,8 @@ def test_sizes_stand_where_the_tokens_stand(models, photo, family):
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("family", ["official", "transformers"])
-def test_sizes_of_one_are_stock_to_the_bit(models, photo, family, way):
-    model, call = asked(models, photo, family, "next", "ragged")
+def test_sizes_of_one_are_stock_to_the_bit(pair, photo, family, way):
+    model, call = asked(pair, photo, family, "next", "ragged")
     attach(model, Ones())
     ours = call(**way)
     attach(model, "none")
@@ -161,8 +146,8 @@ def test_sizes_of_one_are_stock_to_the_bit(models, photo, family, way):
 
 
 @pytest.mark.parametrize("family", ["official", "transformers"])
-def test_what_weighs_leaves_nothing_behind(models, photo, family):
-    model, call = asked(models, photo, family, "v15", "one")
+def test_what_weighs_leaves_nothing_behind(pair, photo, family):
+    model, call = asked(pair, photo, family, "v15", "one")
     attach(model, "none")
     before = call()
     attach(model, build_pruner(METHOD[0], **METHOD[1]))
@@ -175,8 +160,8 @@ def test_what_weighs_leaves_nothing_behind(models, photo, family):
     attach(copied, "none")
 
 
-def test_a_batch_answers_like_single_ones(models, photo):
-    model, tokenizer, processor, _ = models("next")[0]
+def test_a_batch_answers_like_single_ones(pair, photo):
+    model, tokenizer, processor, _ = pair("next")[0]
     attach(model, build_pruner(METHOD[0], **METHOD[1]))
     images = [photo(size, i) for i, size in enumerate(SIZES)]
     together = generate(model, tokenizer, processor, [*images, *images], LONG, TEXT, TWO, SHORT)
@@ -236,8 +221,8 @@ def test_methods_that_merge_say_how_many(name):
         build_pruner(name, keep=0.2, merge=True)
 
 
-def test_what_cannot_weigh_says_so(models, monkeypatch):
-    model = models("v15")[0][0]
+def test_what_cannot_weigh_says_so(pair, monkeypatch):
+    model = pair("v15")[0][0]
     attach(model, "none")
     method = build_pruner("avgpool", keep=0.5, weigh=True)
     config = model.get_decoder().config
@@ -275,9 +260,9 @@ def test_every_column_of_the_kept_tokens_is_cut_by_image():
 
 
 @pytest.mark.parametrize("family", ["official", "transformers"])
-def test_a_method_inside_the_language_model_reads_weighed_keys(models, photo, family):
+def test_a_method_inside_the_language_model_reads_weighed_keys(pair, photo, family):
     """Behind a layer with nothing dropped as without it; what is dropped is dropped row by row."""
-    model, call = asked(models, photo, family, "next", "ragged")
+    model, call = asked(pair, photo, family, "next", "ragged")
     encoder = "uniform:keep=0.2,merge=True,weigh=True"
     attach(model, build_pruner(METHOD[0], **METHOD[1]))
     plain = call()
@@ -285,6 +270,6 @@ def test_a_method_inside_the_language_model_reads_weighed_keys(models, photo, fa
     assert all(map(torch.equal, call().logits, plain.logits))
     attach(model, build_pruner("fastv", after=(1,), keep=0.5, encoder=encoder))
     together = call()
-    _, alone = asked(models, photo, family, "next", "one")
+    _, alone = asked(pair, photo, family, "next", "one")
     assert torch.equal(alone().sequences[0], together.sequences[0])
     assert not torch.allclose(together.logits[0], plain.logits[0], atol=1e-4)
