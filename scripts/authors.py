@@ -49,6 +49,12 @@ def taken(file: Path, names: set[str], known: Mapping[str, Any]) -> dict[str, An
     return {name: space[name] for name in names}
 
 
+def release(folder: Path) -> str:
+    """Name and commit of a clone."""
+    head = ["git", "-C", str(folder), "log", "-1", "--format=%h"]
+    return f"{folder.resolve().name} {subprocess.check_output(head, text=True).strip()}"
+
+
 def scope(folder: Path) -> Choose:
     """Its facility location under the naive greedy optimizer, alpha 1."""
     methods = folder / "LLaVA" / "llava" / "model" / "methods_utils"
@@ -143,8 +149,7 @@ def main(folders: list[Path]) -> None:
             least = f" ({min(shared):.1%} shared at least)" if equal < len(shared) else ""
             cells.append(f"{equal} of {len(shared)}{least}")
         lines.append((name, *cells))
-        head = ["git", "-C", str(folder), "log", "-1", "--format=%h"]
-        said.append(f"{name} {subprocess.check_output(head, text=True).strip()}")
+        said.append(release(folder))
     print(f"python scripts/authors.py, at commit {commit()}, on {device_name()}; releases:")
     print(f"{', '.join(said)}. Equal sets of patches, of {IMAGES} images each:\n")
     print(pipes(lines, 1))
