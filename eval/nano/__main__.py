@@ -56,7 +56,9 @@ def train(
 
 @app.command()
 def towers(
-    name: Annotated[str, typer.Option(help="unguided or guided; all by default")] = "all",
+    name: Annotated[
+        str, typer.Option(help="unguided, guided or contrastive; all by default")
+    ] = "all",
     out: Annotated[Path, typer.Option(help="states, logs, checkpoints")] = Path(
         "results/nano/family"
     ),

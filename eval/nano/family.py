@@ -10,6 +10,7 @@ from torch import nn
 
 from eval.nano import EMBEDDED
 from eval.nano.checkpoint import export
+from eval.nano.contrastive import BATCH, Matcher, contrastive_loss, draw_pairs
 from eval.nano.fit import Schedule, fit, restore
 from eval.nano.language import (
     build_language,
@@ -24,6 +25,7 @@ from eval.nano.train import LANGUAGE_BATCH, TOWER_BATCH, check_on
 
 LAYERS = 8
 HALVES = 0.85  # share of the steps in which the tower sees half of the patches
+_EASY = 0.3  # share of the steps with captions of mixed kinds of pictures that say everything
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,15 @@ class Member:
     """One model of the family."""
 
     seed: int
-    guide: float  # weight of the attention to things in the tower's loss
+    guide: float = 0.0  # weight of the attention to things in the tower's loss
+    captions: bool = False  # the tower learns from captions, not from labels of patches
 
 
-FAMILY = {"unguided": Member(1, 0.0), "guided": Member(2, 0.5)}
+FAMILY = {
+    "unguided": Member(1),
+    "guided": Member(2, guide=0.5),
+    "contrastive": Member(3, captions=True),
+}
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,20 @@ class Lengths:
     tower_steps: int = 2400
     language_steps: int = 300
     album: int = 2500
+    caption_steps: int = 1000
+    projector_steps: int = 150  # with the language model frozen, after captions
 
 
 def train_member(out: Path, name: str, size: Lengths = Lengths()) -> Path:
     """Train a model of the family, or go on with it; writes its checkpoint into `out`."""
     if name not in FAMILY:
         raise ValueError(f"name must be one of {', '.join(FAMILY)}, got {name!r}")
-    parts = _train_tower(out / name, FAMILY[name], size.tower_steps)
-    learned = _train_language(out / name, parts, FAMILY[name].seed, size)
+    member = FAMILY[name]
+    if member.captions:
+        parts = _train_on_captions(out / name, member, size.caption_steps)
+    else:
+        parts = _train_tower(out / name, member, size.tower_steps)
+    learned = _train_language(out / name, parts, member.seed, size)
     return export(out / name / "checkpoint", parts, learned)
 
 
@@ -76,11 +89,26 @@ def _train_tower(folder: Path, member: Member, steps: int) -> nn.ModuleDict:
     return parts.requires_grad_(False).eval()
 
 
+def _train_on_captions(folder: Path, member: Member, steps: int) -> nn.ModuleDict:
+    """Tower from nothing, beside a reader of captions that is needed only here."""
+    torch.manual_seed(member.seed)
+    parts = nn.ModuleDict({"tower": build_tower(LAYERS), "matcher": Matcher()})
+
+    def step(number: int) -> tuple[torch.Tensor, dict[str, float]]:
+        seed = f"captions {member.seed} {number}"
+        pairs = draw_pairs(seed, BATCH, number < HALVES * steps, number < _EASY * steps)
+        return contrastive_loss(parts["tower"], parts["matcher"], pairs)
+
+    fit(folder, "tower", parts, Schedule(steps, 1.5e-3), step)
+    return parts.requires_grad_(False).eval()
+
+
 def _train_language(folder: Path, parts: nn.ModuleDict, seed: int, size: Lengths) -> nn.ModuleDict:
     """The shipped language model, which never saw pruned inputs, goes on with another tower."""
     torch.manual_seed(seed)
     learning = nn.ModuleDict({"language": build_language(), "projector": build_projector()})
-    learning["projector"].load_state_dict(parts["projector"].state_dict())
+    if "projector" in parts:
+        learning["projector"].load_state_dict(parts["projector"].state_dict())
     shipped = {k: v for k, v in _shipped().items() if ".mm_projector." not in k}
     shipped["lm_head.weight"] = shipped["model.embed_tokens.weight"]
     learning["language"].load_state_dict(shipped)
@@ -95,6 +123,10 @@ def _train_language(folder: Path, parts: nn.ModuleDict, seed: int, size: Lengths
         encoded, _ = questions_about(album, rows, rng, hints=True)
         return language_loss(learning, show_all(album, rows), pack(encoded)), {}
 
+    if "projector" not in parts:  # nothing told its patches which words to lie near
+        learning["language"].requires_grad_(False)
+        fit(folder, "projector", learning["projector"], Schedule(size.projector_steps, 3e-3), step)
+        learning["language"].requires_grad_(True)
     schedule = Schedule(size.language_steps, 1e-3, warm=30, flat=0.3)
     fit(folder, "language", learning, schedule, step, check_on(learning, [held_out]), 100)
     return learning.eval()

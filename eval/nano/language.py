@@ -69,7 +69,7 @@ class Album:
 
     patches: Tensor  # (B, L, WIDTH) bfloat16, in LLaVA's reading order; zeros at a row break
     breaks: Tensor  # (L,) bool, where a row of a large image ends
-    likely: Tensor  # (B, K) the patches most like a thing or a character, in reading order
+    likely: Tensor | None  # (B, K) those most like a thing or a character, in reading order
     pictures: list[tuple[str, Picture]]  # (kind, picture without its pixels)
 
 
@@ -78,7 +78,10 @@ _LIKELY = 40  # patches a tile
 
 @torch.no_grad()
 def make_album(parts: nn.ModuleDict, seed: str, size: int, canvas: tuple[int, int] = ()) -> Album:
-    """Draw pictures, small ones or of one large canvas, and run the tower over them, once."""
+    """Draw pictures, small ones or of one large canvas, and run the tower over them, once.
+
+    Which patches are likely to hold something is known where `parts` have heads that say so.
+    """
     rng = random.Random(seed)
     order = reading_order(canvas) if canvas else torch.arange(GRID**2)
     patches, likely, pictures = [], [], []
@@ -87,16 +90,19 @@ def make_album(parts: nn.ModuleDict, seed: str, size: int, canvas: tuple[int, in
         tiles = [tile for _, picture in drawn for tile in cut(picture.image, canvas)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             seen = torch.cat([run_tower(parts["tower"], t)[0] for t in pixels(tiles).split(100)])
-            sure = parts["heads"].objectness(parts["projector"](seen))
-        seen, sure = (x.unflatten(0, (len(drawn), -1)).flatten(1, 2) for x in (seen, sure))
-        count = _LIKELY * (2 if canvas else 1)
+            sure = parts["heads"].objectness(parts["projector"](seen)) if "heads" in parts else None
+        seen = seen.unflatten(0, (len(drawn), -1)).flatten(1, 2)
         there = (order >= 0).float()
         patches.append((seen[:, order] * there[:, None]).to(torch.bfloat16))
-        likely.append((sure[:, order] * there).topk(count, 1).indices.sort(1).values)
+        if sure is not None:
+            sure = sure.unflatten(0, (len(drawn), -1)).flatten(1, 2)
+            count = _LIKELY * (2 if canvas else 1)
+            likely.append((sure[:, order] * there).topk(count, 1).indices.sort(1).values)
         for _, picture in drawn:
             picture.image = picture.ink = None
         pictures += drawn
-    return Album(torch.cat(patches), order < 0, torch.cat(likely), pictures)
+    best = torch.cat(likely) if likely else None
+    return Album(torch.cat(patches), order < 0, best, pictures)
 
 
 def cut(image: Image.Image, canvas: tuple[int, int]) -> list[Image.Image]:
