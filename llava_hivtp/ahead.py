@@ -1,4 +1,4 @@
-"""Work done ahead by threads, handed out in order."""
+"""Work done ahead of the caller by threads, and behind it by one more, in order."""
 
 from __future__ import annotations
 
@@ -51,3 +51,31 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+@contextmanager
+def done_behind(do: Callable[[T], None], threaded: bool = True) -> Iterator[Callable[[T], None]]:
+    """A call that hands an item to `do`, which works on it while the caller does other things.
+
+    One item is in work at a time, in the order of the calls: a call waits until the item before is
+    done, and raises the error that it ended with. When the block ends, however it ends, the last
+    item is done.
+
+    Args:
+        do: called in one thread of its own.
+        threaded: otherwise by the caller, at once.
+    """
+    if not threaded:
+        yield do
+        return
+    with ThreadPoolExecutor(1, "behind") as thread:
+        last: Future[None] = Future()
+        last.set_result(None)
+
+        def hand(item: T) -> None:
+            nonlocal last
+            last.result()
+            last = thread.submit(do, item)
+
+        yield hand
+        last.result()

@@ -14,7 +14,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from llava_hivtp.ahead import made_ahead
+from llava_hivtp.ahead import done_behind, made_ahead
 from llava_hivtp.limits import Limits
 from llava_hivtp.zero3 import Team, join
 
@@ -219,16 +219,23 @@ class LlavaHIVTP(Answering):
         def prepare(part: tuple[list[int], bool]) -> list[tuple[list[int], Prepared]]:
             return self._prepare_all([self.ready(i, requests) for i in part[0]])
 
+        def keep(mine: dict[int, Answer]) -> None:
+            for finished in sharers.exchange(mine):
+                if self.journal is not None:
+                    self.journal.add([(requests[i], a) for i, a in finished.items()])
+                recalled.update(finished)
+                bar.update(len(finished))
+
+        # A team's processes talk while they generate, so they exchange answers in between.
+        behind = self.workers > 0 and self.team.count == 1
         try:
-            with made_ahead(prepare, own, self.workers) as ready:
+            with (
+                made_ahead(prepare, own, self.workers) as ready,
+                done_behind(keep, behind) as hand,
+            ):
                 for (batch, wanted), prepared in zip(own, ready, strict=True):
                     answers = self._answer_all(prepared)
-                    mine = dict(zip(batch, answers, strict=True)) if wanted else {}
-                    for finished in sharers.exchange(mine):
-                        if self.journal is not None:
-                            self.journal.add([(requests[i], a) for i, a in finished.items()])
-                        recalled |= finished
-                        bar.update(len(finished))
+                    hand(dict(zip(batch, answers, strict=True)) if wanted else {})
         except torch.OutOfMemoryError:
             if not self.shrinks or self.batch_size == 1 or self.team.count > 1:
                 raise

@@ -2,10 +2,11 @@
 
     python scripts/pipeline.py --out eval/measured/pipeline
 
-First a device of fixed speed: the plug-in's own `generate_until`, on AnyRes images read from JPEG,
-with a model whose `generate` takes D ms per request and no CPU. Then the embedded models on the
-same cores as the workers, with memory. Cases already in the .csv are not done again. On a machine
-that others use, `--first` goes before everybody else (nice -20 for its session, which takes root).
+First a device of fixed speed: the plug-in's own `generate_until` with the journal of `run`, on
+AnyRes images read from JPEG, with a model whose `generate` sleeps D ms per request. Then the
+embedded models on the same cores as the workers, with memory. Cases already in the .csv are not
+done again. On a machine that others use, `--first` goes before everybody else (nice -20 for its
+session, which takes root).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +88,12 @@ def run(folder: str, case: str, first: bool) -> dict[str, str]:
 
 
 def fixed_case(folder: Path, _: str, device_ms: int, workers: int) -> dict[str, str]:
-    """A device of `device_ms` per request."""
+    """A device of `device_ms` per request, and where the time of a request goes.
+
+    Preparing, sleeping and the workers alone are measured anew in every round: a shared machine is
+    not equally fast for minutes.
+    """
+    from eval.run.journal import Journal
     from eval.untrained.random_llava import random_llava
     from llava_hivtp.lmms import LlavaHIVTP
 
@@ -97,27 +103,48 @@ def fixed_case(folder: Path, _: str, device_ms: int, workers: int) -> dict[str, 
     lm = LlavaHIVTP(str(checkpoint), workers=workers, device_map="cpu")
     requests = documents(lm)
     lm.answer([lm.read(requests[0])])
-    kept = lm.model.kept
+    kept, answer_all = lm.model.kept, lm._answer_all
+    slept: list[float] = []
+    answered: list[float] = []
 
     def generate(ids: Any, **_: Any) -> Any:
-        time.sleep(device_ms / 1e3 * len(ids))
+        slept.append(sleep_seconds(device_ms))
         lm.model.kept = kept
         return ids[:, :1] * 0 + lm.tokenizer.eos_token_id
 
-    lm.model.generate = generate
-    alone = prepare_seconds(lm, requests)
-    ideal = min(1e3 / device_ms, workers / alone)
-    count = int(SECONDS * ideal) + 1
-    asked = [requests[i % DOCUMENTS] for i in range(count)]
-    rates, free = [], []
-    for _ in range(ROUNDS):
-        rates.append(count / seconds(lm, asked))
-        free.append(workers_seconds(lm, requests))
-    return found(rates, ideal) | {
-        "prepare_ms": f"{1e3 * alone:.2f}",
-        "workers_ms": f"{1e3 * median(free):.2f}",
-        "requests": str(count),
-    }
+    def answer(prepared: Any) -> Any:
+        began = time.perf_counter()
+        answers = answer_all(prepared)
+        answered.append(time.perf_counter() - began)
+        return answers
+
+    lm.model.generate, lm._answer_all = generate, answer
+    rounds = []
+    for turn in range(ROUNDS):
+        alone = prepare_seconds(lm, requests)
+        device = median(sleep_seconds(device_ms) for _ in range(50))
+        ideal = min(1 / device, workers / alone)
+        count = int(SECONDS * ideal) + 1
+        slept.clear(), answered.clear()
+        lm.journal = Journal(folder / f"{device_ms}-{workers}-{turn}.jsonl", "")
+        whole = seconds(lm, [requests[i % DOCUMENTS] for i in range(count)]) / count
+        lm.journal.close()
+        late, own = mean(slept) - device, mean(answered) - mean(slept)
+        between = whole - mean(answered)
+        took = {"prepare": alone, "device": device, "late": late, "own": own, "between": between}
+        took["workers"] = workers_seconds(lm, requests)
+        rounds.append({"rate": 1 / whole, "ideal": ideal, "share": 1 / whole / ideal} | took)
+    middle = {name: median(each[name] for each in rounds) for name in rounds[0]}
+    times = {f"{name}_ms": f"{1e3 * middle[name]:.2f}" for name in took}
+    shares = {"share": f"{middle['share']:.3f}", "requests": str(count)}
+    return found([each["rate"] for each in rounds], middle["ideal"]) | times | shares
+
+
+def sleep_seconds(ms: float) -> float:
+    """How long a sleep of so many milliseconds takes."""
+    began = time.perf_counter()
+    time.sleep(ms / 1e3)
+    return time.perf_counter() - began
 
 
 def documents(lm: Any) -> list[Any]:
@@ -227,20 +254,19 @@ def found(rates: Sequence[float], ideal: float) -> dict[str, str]:
 
 def report(rows: Sequence[dict[str, str]], first: bool) -> str:
     """Two tables."""
-    share = {row["case"]: float(row["rate"]) / float(row["ideal"]) for row in rows}
     fixed = [["device, ms", "workers", "preparing, ms", "requests/s", "ideal", "of the ideal"]]
-    fixed[0] += ["workers alone, ms a request", "of device or workers alone"]
+    fixed[0] += ["device late, ms", "answering, ms", "between, ms"]
+    fixed[0] += ["workers alone, ms a request"]
     nano = [["model", "workers", "requests", "preparing, ms", "answering, ms", "requests/s"]]
     nano[0] += ["ideal", "of the ideal", "MB before", "peak MB"]
     for row in rows:
         kind, number, workers = row["case"].split()
         rate = f"{row['rate']} ({row['least']}-{row['most']})"
-        ideal = [row["ideal"], f"{share[row['case']]:.2f}"]
+        share = float(row.get("share") or float(row["rate"]) / float(row["ideal"]))
+        ideal = [row["ideal"], f"{share:.2f}"]
         if kind == "fixed":
-            alone = float(row["workers_ms"])
-            reached = float(row["rate"]) * max(float(number), alone) / 1e3
-            fixed.append([number, workers, row["prepare_ms"], rate, *ideal])
-            fixed[-1] += [f"{alone:.2f}", f"{reached:.2f}"]
+            parts = [row[f"{part}_ms"] for part in ("late", "own", "between", "workers")]
+            fixed.append([number, workers, row["prepare_ms"], rate, *ideal, *parts])
         else:
             times = [row["prepare_ms"], row["device_ms"], rate]
             memory = [row["loaded_mb"], row["peak_mb"]]
@@ -252,10 +278,13 @@ def report(rows: Sequence[dict[str, str]], first: bool) -> str:
         f"{priority}. {machine.device_name()}, {os.cpu_count()} cores, torch "
         f"{machine.version('torch')}, pillow {machine.version('pillow')}, "
         f"commits {', '.join(sorted({row['commit'] for row in rows}))}.\n\n"
-        f"A device of fixed speed, which uses no CPU: {size} JPEGs cut into five tiles, batch 1. "
-        "The ideal is min(1/device, workers/preparing); preparing (reading included) is CPU time "
-        "of one thread alone. Workers alone: the same threads with no device to wait for, together "
-        f"on this machine's cores and caches.\n\n{pipes(fixed, left=0)}\n\n"
+        f"A device of fixed speed, which uses no CPU: {size} JPEGs cut into five tiles, batch 1, "
+        "every answer journaled. The ideal is min(1/device, workers/preparing): the device's sleep "
+        "as it is with nothing beside it, and preparing (reading included) as CPU time of one "
+        "thread alone, both of the same round. Per request: how much longer the device slept, what "
+        "the host did around it, and what it waited for the next image or the journal. Workers "
+        "alone: the same threads with no device to wait for, on the same cores and caches."
+        f"\n\n{pipes(fixed, left=0)}\n\n"
         f"The embedded models, one thread each for model and workers, batch {BATCH}, {TASK}. "
         "Answering uses the CPU, too: the ideal is the least of 1/answering, workers/preparing and "
         f"two cores for the sum of both; without workers one core.\n\n{pipes(nano, left=1)}\n"

@@ -137,8 +137,8 @@ def watched(drawn, tmp_path):
     return make
 
 
-def ahead():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+def running():
+    return [t for t in threading.enumerate() if t.name.startswith(("ahead", "behind"))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -148,7 +148,7 @@ def test_a_stop_under_threads_loses_no_answer_and_leaves_none_running(
     config, asked = table("pope", rows=("hivtp",)), []
     with pytest.raises(Stopped, match=number.name):
         watched(config, asked, at=2, then=lambda: os.kill(os.getpid(), number)).run()
-    assert not ahead()
+    assert not running()
     assert journaled(tmp_path / "out") == 4
     assert watched(config, asked).run() == 0
     assert sorted(map(len, asked)) == [2, 2, 2, 2]  # none of them twice
@@ -176,7 +176,7 @@ def test_a_broken_image_in_the_middle_is_named_and_what_was_before_it_stays(
     config, asked = table("pope", rows=("hivtp",)), []
     job = watched(config, asked, tmp_path / "data")
     assert job.run() == 1
-    assert not ahead()
+    assert not running()
     assert "pope: document 5 cannot be read" in job.shelf.state(job.shelf.units[0]).reason
     assert journaled(tmp_path / "out") == 2 * len(asked) > 0
     before = len(asked)

@@ -1,4 +1,4 @@
-"""Work done ahead comes in order, in bounds, and leaves nothing running."""
+"""Work done ahead or behind comes in order, in bounds, and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 import pytest
 from PIL import ImageFile
 
-from llava_hivtp.ahead import made_ahead
+from llava_hivtp.ahead import done_behind, made_ahead
 from llava_hivtp.images import whole_files
 
 
 def running():
-    return [t for t in threading.enumerate() if t.name.startswith("ahead")]
+    return [t for t in threading.enumerate() if t.name.startswith(("ahead", "behind"))]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
@@ -87,6 +87,67 @@ def test_a_device_of_fixed_speed_waits_for_no_image():
     alone = seconds(0)  # ideal: 50 ms a request; a busy machine stretches all three alike
     assert seconds(1) < 0.85 * alone  # 30
     assert seconds(2) < 0.7 * alone  # 20
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_what_is_done_behind_is_done_in_order_and_whole(threaded):
+    done = []
+
+    def do(i):
+        time.sleep(0.002)
+        done.append(i)
+
+    with done_behind(do, threaded) as hand:
+        for i in range(20):
+            hand(i)
+            assert len(done) >= i + (not threaded)  # at most one is on its way
+    assert done == list(range(20))
+    assert not running()
+
+
+def test_the_caller_goes_on_while_an_item_is_done_behind():
+    handed = threading.Event()
+
+    def do(_):
+        assert handed.wait(5)
+
+    with done_behind(do) as hand:
+        hand(0)
+        handed.set()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_error_behind_reaches_the_caller(last):
+    def do(i):
+        if i == 1:
+            raise OSError("no space left")
+
+    def work():
+        with done_behind(do) as hand:
+            for i in range(2 if last else 9):
+                hand(i)
+
+    with pytest.raises(OSError, match="no space left"):
+        work()
+    assert not running()
+
+
+def test_a_stop_leaves_nothing_half_done_behind():
+    done = []
+
+    def do(i):
+        time.sleep(0.05)
+        done.append(i)
+
+    def stopped():
+        with done_behind(do) as hand:
+            hand(0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert done == [0]
+    assert not running()
 
 
 def test_files_are_whole_for_all_threads_until_the_last_is_done():
