@@ -2,6 +2,7 @@
 
 import typer
 
+from eval.verbs.calibrate import calibrate
 from eval.verbs.claims import claims
 from eval.verbs.doctor import doctor
 from eval.verbs.efficiency import efficiency
@@ -18,7 +19,7 @@ from eval.verbs.training import training
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 for verb in (
-    *(run, prefetch, doctor, table, claims, status),
+    *(run, prefetch, doctor, table, claims, status, calibrate),
     *(efficiency, preparation, tap, training, methods, figures, explore),
 ):
     app.command()(verb)

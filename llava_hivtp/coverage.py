@@ -27,3 +27,25 @@ def cover_greedily(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
         scores[tiles, pick] = value
         covered = torch.maximum(covered, likeness[tiles, pick])
     return scores
+
+
+def covered_before(likeness: Tensor, weight: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Share of the weight that was covered before each patch was picked, (T, N).
+
+    It is sum(weight * coverage) / sum(weight): 0 for the first pick, infinite for a patch that was
+    not picked. It never falls from one pick to the next. A tile without weight is covered by one.
+
+    Args:
+        likeness: (T, N, N) cosines.
+        weight: (T, N).
+        scores: what `cover_greedily` says of them.
+        count: picks in every tile.
+    """
+    picks = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    tiles = torch.arange(len(picks), device=picks.device)[:, None]
+    covered = likeness[tiles, picks].clamp(min=0).cummax(1).values  # (T, count, N)
+    total = weight.sum(1, keepdim=True)
+    share = (covered @ weight[:, :, None])[..., 0] / total
+    share = torch.where(total > 0, share, 1.0).cummax(1).values  # rounding may lower it
+    before = torch.cat([torch.zeros_like(share[:, :1]), share[:, :-1]], 1)
+    return torch.full_like(scores, torch.inf).scatter(1, picks, before)

@@ -3,25 +3,29 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from eval.nano.draw import draw
 from eval.nano.exam import Item
+from eval.nano.labels import GRID
 from eval.nano.language import Shown, pack, predict
 from eval.nano.tower import pixels
 from eval.results.means import Scored
 from eval.results.stats import Groups
 from llava_hivtp import build_pruner, load
 from llava_hivtp.importance import received_attention
+from llava_hivtp.merging import merge_dropped
 from llava_hivtp.pruners import for_depth
 from llava_hivtp.pruners.base import Pruner
-from llava_hivtp.vision import VisionFeatures, encode_tiles
+from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles
 
 CHUNK = 40  # pictures at a time
 BUDGETS = {25: 36, 17: 24, 11: 16, 6: 8}  # percent -> patches of 144
@@ -64,12 +68,11 @@ class Model:
         return VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self.project)
 
     @torch.no_grad()
-    def right(self, patches: Tensor, items: Sequence[Item]) -> list[int]:
-        """Whether each question is answered right from (B, K, D) patches, 1 or 0."""
+    def right(self, shown: Shown, items: Sequence[Item]) -> list[int]:
+        """Whether each question is answered right from what is shown of its picture, 1 or 0."""
         encoded = [item.encoded() for item in items]
         packed = pack([[one] for one in encoded])
-        breaks = torch.zeros(patches.shape[:2], dtype=torch.bool)
-        best = predict(self.learning, Shown(patches, breaks), packed).argmax(-1)
+        best = predict(self.learning, shown, packed).argmax(-1)
         hits, start, found = (best == packed.token).tolist(), 0, []
         for one in encoded:
             found.append(int(all(hits[start : start + len(one.targets)])))
@@ -77,38 +80,79 @@ class Model:
         return found
 
 
+def show(patches: Tensor) -> Shown:
+    """(B, K, D) patches, K of every picture, as the language model sees them."""
+    return Shown(patches, torch.zeros(patches.shape[:2], dtype=torch.bool))
+
+
+def show_kept(pictures: Sequence[KeptTokens], weigh: bool, place: bool) -> Shown:
+    """What was kept of every picture, padded to the longest.
+
+    Args:
+        pictures: of one tile each.
+        weigh: attend to a token as to the patches it stands for.
+        place: let tokens keep their positions, and the text behind them its own.
+    """
+    patches = pad_sequence([kept.tokens for kept in pictures], batch_first=True)
+    spans = torch.tensor([GRID**2 if place else len(kept) for kept in pictures])
+    if not weigh and not place and len(set(spans.tolist())) == 1:
+        return show(patches)
+    sizes = [kept.size if weigh else torch.ones(len(kept)) for kept in pictures]
+    places = [kept.centre if place else torch.arange(len(kept)) for kept in pictures]
+    size, places = (pad_sequence(each, batch_first=True) for each in (sizes, places))
+    return replace(show(patches), size=size, place=places, span=spans)
+
+
 def answer(
-    folder: Path, items: Sequence[Item], rows: dict[str, Pruner], file: Path
+    folder: Path,
+    items: Sequence[Item],
+    rows: dict[str, Pruner],
+    file: Path,
+    in_place: Collection[str] = (),
 ) -> dict[str, list[int]]:
     """Which of the questions every row answers right; what `file` holds already is not asked again.
 
-    Rows `full` and `blind` are added: all patches, and those of an empty picture.
+    Rows `full` and `blind` are added: all patches, and those of an empty picture. Of the rows that
+    vary by picture `ROW tokens` is how many it kept of each. Tokens of rows `in_place` keep their
+    positions.
     """
+    varying = {tokens_of(row) for row, pruner in rows.items() if pruner.varies_by()}
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     lines = [json.loads(x) for x in file.read_text().splitlines()] if file.is_file() else []
-    if any(set(line) != {*rows, "full", "blind"} for line in lines):
+    if any(set(line) != {*rows, *varying, "full", "blind"} for line in lines):
         raise ValueError(f"{file} holds other rows: give another folder or delete it")
     file.parent.mkdir(parents=True, exist_ok=True)
     if len(lines) < len(chunks):
         model = Model(folder)
         own = {row: for_depth(pruner, model.depth) for row, pruner in rows.items()}
         for chunk in chunks[len(lines) :]:
-            lines.append(_answer_chunk(model, chunk, own))
+            lines.append(_answer_chunk(model, chunk, own, in_place))
             with file.open("a") as out:
                 out.write(json.dumps(lines[-1]) + "\n")
     return {row: [hit for line in lines for hit in line[row]] for row in lines[0]}
 
 
+def tokens_of(row: str) -> str:
+    """What the numbers of tokens of a row are called beside its answers."""
+    return f"{row} tokens"
+
+
 @torch.no_grad()
 def _answer_chunk(
-    model: Model, items: Sequence[Item], rows: dict[str, Pruner]
+    model: Model, items: Sequence[Item], rows: dict[str, Pruner], in_place: Collection[str]
 ) -> dict[str, list[int]]:
     seen = model.see([item.picture.image for item in items])
     nothing = model.see([draw(random.Random(0), "blank").image]).tokens.expand_as(seen.tokens)
-    found = {"full": model.right(seen.tokens, items), "blind": model.right(nothing, items)}
+    whole = {"full": seen.tokens, "blind": nothing}
+    found = {row: model.right(show(patches), items) for row, patches in whole.items()}
     for row, pruner in rows.items():
         kept = pruner.select(seen)
-        found[row] = model.right(kept.tokens.unflatten(0, (len(items), -1)), items)
+        if pruner.merge or pruner.weigh:
+            kept = merge_dropped(kept, seen, pruner.merge)
+        pictures = kept.split([1] * len(items))
+        found[row] = model.right(show_kept(pictures, pruner.weigh, row in in_place), items)
+        if pruner.varies_by():
+            found[tokens_of(row)] = [len(each) for each in pictures]
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.nano.draw import LARGE, PINPOINTS, SIDE, draw, draw_large, random_string, random_text
@@ -199,6 +200,9 @@ class Shown:
 
     patches: Tensor  # (B, L, WIDTH)
     breaks: Tensor  # (B, L) bool
+    size: Tensor | None = None  # (B, L) patches that each is attended to as, 0: padding; None: 1
+    place: Tensor | None = None  # (B, L) position in the picture; None: one behind the other
+    span: Tensor | None = None  # (B,) positions that the picture takes; None: L
 
 
 def predict(learning: nn.ModuleDict, shown: Shown, packed: Packed) -> Tensor:
@@ -214,10 +218,18 @@ def predict(learning: nn.ModuleDict, shown: Shown, packed: Packed) -> Tensor:
     before = prefix.shape[1] + seen
     block = torch.cat([torch.zeros(batch, before, dtype=torch.long), packed.block], 1)
     position = torch.arange(before).expand(batch, -1)
-    position = torch.cat([position, before + packed.position], 1)
+    if shown.place is not None:
+        start = prefix.shape[1]
+        position = torch.cat([position[:, :start], start + shown.place], 1)
+    end = before if shown.span is None else prefix.shape[1] + shown.span[:, None]
+    position = torch.cat([position, end + packed.position], 1)
+    mask = _mask(block, before)
+    if shown.size is not None:
+        seen_as = shown.size.log().clamp(min=-1e4)[:, None, None]
+        mask = mask + pad(seen_as, (prefix.shape[1], packed.ids.shape[1]))
     hidden = language.model(
         inputs_embeds=inputs,
-        attention_mask=_mask(block, before),
+        attention_mask=mask,
         position_ids=position,
         use_cache=False,
     ).last_hidden_state[:, before:]

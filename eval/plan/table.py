@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,8 +43,21 @@ _ROW_KEYS = {
     "name",
     "printed",
     "checkpoint",
+    "calibrated",
 }  # others: arguments
 _ID = re.compile(r"[a-z][a-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a row's number of tokens was set: `python -m eval calibrate` writes it."""
+
+    task: str  # whose questions were drawn
+    sample: int  # questions
+    seed: int  # of the draw
+    model: str
+    tokens: float  # of an image on average, as wished
+    reached: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class Row:
     name: str = ""  # shown instead of the method's own
     absent: str = ""  # why the method's module cannot be imported
     checkpoint: str = ""  # of its own, where it was tuned; else the table's
+    calibration: Calibration | None = None
 
     @property
     def spelled(self) -> str:
@@ -281,27 +295,32 @@ def _row(path: Path, entry: Mapping, table: Table) -> Row:
     tuned = chosen == "tuned"
     if tuned != bool(entry.get("checkpoint")):
         raise error_at(path, entry, None, f"row '{identity}': set 'tuned' goes with a 'checkpoint'")
-    absent, calibrated = _method(path, entry)
-    # Not held to the block, or not training-free, so not compared in it.
-    apart = ", calibrated" if calibrated else ", tuned" if tuned else ""
     row = Row(
         id=identity,
         pruner=pruner,
         arguments={key: _argument(path, entry, key) for key in entry if key not in _ROW_KEYS},
         block=block,
-        section=entry.get("section", f"{block} %{apart}"),
+        section=entry.get("section", f"{block} %"),
         set=chosen,
         printed=_printed(path, entry, table.tasks),
         layout=table.layout,
         positions=table.positions,
         where=f"{path}:{entry.line}",
         name=entry.get("name", ""),
-        absent=absent,
+        absent=_absent(path, entry),
         checkpoint=entry.get("checkpoint", "").replace("{model}", Path(table.model).name),
+        calibration=_calibration(path, entry),
     )
-    if not absent:
+    calibrated = False if row.absent else row.build().calibrated
+    if row.calibration and not (calibrated or row.absent):
+        raise error_at(
+            path, entry, "calibrated", f"row '{identity}' keeps a fixed number: leave it out"
+        )
+    if not row.absent:
         _check_budget(path, entry, row, 100 if calibrated else block, table.patches)
-    return row
+    # Not held to the block, or not training-free, so not compared in it.
+    apart = ", calibrated" if calibrated else ", tuned" if tuned else ""
+    return row if "section" in entry else replace(row, section=f"{row.section}{apart}")
 
 
 def _argument(path: Path, entry: Mapping, key: str) -> Any:
@@ -312,19 +331,35 @@ def _argument(path: Path, entry: Mapping, key: str) -> Any:
     return value
 
 
-def _method(path: Path, entry: Mapping) -> tuple[str, bool]:
-    """Why a method's module cannot be imported, and whether its counts are calibrated.
-
-    A name that nobody has is an error.
-    """
+def _absent(path: Path, entry: Mapping) -> str:
+    """Why a method's module cannot be imported, or nothing; a name that nobody has is an error."""
     from llava_hivtp.pruners import find_pruner
 
     try:
-        return "", find_pruner(entry["pruner"]).calibrated
+        find_pruner(entry["pruner"])
     except ValueError as error:
         if error.__cause__ is None:
             raise error_at(path, entry, "pruner", f"row '{entry['id']}': {error}") from error
-        return str(error), False
+        return str(error)
+    return ""
+
+
+def _calibration(path: Path, entry: Mapping) -> Calibration | None:
+    """How the number of tokens was set, where a row says it."""
+    given = entry.get("calibrated")
+    if given is None:
+        return None
+    kinds = {"task": str, "sample": int, "seed": int, "model": str}
+    names = {field.name for field in fields(Calibration)}
+    if not isinstance(given, Mapping):
+        raise error_at(path, entry, "calibrated", f"calibrated must give {', '.join(names)}")
+    _known(path, given, names, required=names)
+    found = {name: plain(value) for name, value in given.items()}
+    for name, value in found.items():
+        wanted = kinds.get(name, (int, float))
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise error_at(path, given, name, f"calibrated: {name} cannot be {value!r}")
+    return Calibration(**found)
 
 
 def _printed(path: Path, entry: Mapping, tasks: Sequence[str]) -> dict[str, Decimal | int]:

@@ -163,6 +163,7 @@ def footer(collected: Collected, full: bool = False) -> list[str]:
         )
     if any("entering" in row.values for row in collected.rows):
         said.append(LAYERS)
+    said += [_calibrated(row.row) for row in collected.rows if row.row.calibration]
     if shown.elsewhere:
         said.append(
             "Lines of other papers: as printed there (in what it is another measure than ours), % "
@@ -190,6 +191,16 @@ def footer(collected: Collected, full: bool = False) -> list[str]:
     else:
         said.append("There are no results yet.")
     return [*said, *collected.notes]
+
+
+def _calibrated(row: Row) -> str:
+    """How a row's number of tokens was set."""
+    how = row.calibration
+    return (
+        f"{method_name(row)}: an image decides how many tokens stay; set for {how.tokens:g} on "
+        f"average, {how.reached:.1f} reached, on {how.sample} questions of {how.task} (seed "
+        f"{how.seed}) with {how.model}."
+    )
 
 
 def _protocol(collected: Collected, full: bool) -> str:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from eval.run.journal import Journal
 from eval.run.progress import Progress
 
 if TYPE_CHECKING:
-    from eval.plan.table import Table
+    from eval.plan.table import Row, Table
     from eval.run.engine import Engine
     from eval.run.served import Served
     from llava_hivtp.lmms import LlavaHIVTP
@@ -159,17 +159,18 @@ class Worker:
         }
         found = []
         for place, unit in enumerate(units):
-            code, numbers = self._sources(unit), measured[place]
+            code, numbers = self.sources(unit.row), measured[place]
             found.append(Timing(**numbers, protocol=protocol, provenance=provenance(), source=code))
             records.write_timing(unit.path, found[-1])
         return found
 
-    def _sources(self, unit: Unit) -> Sources:
+    def sources(self, row: Row) -> Sources:
+        """What the answers of a row depend on."""
         from llava_hivtp.families import family_of
 
         if self.engine is not None:
-            return self.code.of(unit.row, type(self.lm).__module__)
-        return self.code.of(unit.row, family_of(type(self.lm.model)).__module__)
+            return self.code.of(row, type(self.lm).__module__)
+        return self.code.of(row, family_of(type(self.lm.model)).__module__)
 
     def _take(self, unit: Unit) -> None:
         self.lm.model.pruner = unit.row.build()
@@ -195,7 +196,7 @@ class Worker:
 
     def _identity(self, unit: Unit, protocol: dict[str, Any]) -> str:
         """All that shapes the unit's answers and is equal between its requests."""
-        source = self._sources(unit)
+        source = self.sources(unit.row)
         return text_digest(repr((protocol, unit.row.pruner, unit.row.arguments, source)))
 
     def _result(
@@ -206,7 +207,7 @@ class Worker:
         protocol: dict[str, Any],
     ) -> Result:
         benchmark = BENCHMARKS[unit.task]
-        score = metrics.get(benchmark.metric)
+        score, calibration = metrics.get(benchmark.metric), unit.row.calibration
         return Result(
             unit={
                 "model": unit.model,
@@ -216,6 +217,7 @@ class Worker:
                 "layout": unit.row.layout,
                 "task": unit.task,
                 "limit": unit.limit,
+                **({"calibrated": asdict(calibration)} if calibration else {}),
             },
             score=None if score is None else score * benchmark.scale,
             metrics=metrics,
@@ -224,7 +226,7 @@ class Worker:
             protocol=protocol,
             provenance=provenance() | ({BATCH: self.lm.batch_size} if self.lm.shrinks else {}),
             seconds=0.0,
-            source=self._sources(unit),
+            source=self.sources(unit.row),
         )
 
 

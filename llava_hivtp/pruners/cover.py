@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llava_hivtp.coverage import cover_greedily
+from llava_hivtp.coverage import cover_greedily, covered_before
 from llava_hivtp.importance import cls_attention
-from llava_hivtp.pruners.base import PaperLayers, ScorePruner, check_layers, finite, share
-from llava_hivtp.vision import VisionFeatures
+from llava_hivtp.pruners.base import (
+    PaperLayers,
+    ScorePruner,
+    check_layers,
+    check_share,
+    finite,
+    keep_mask,
+    share,
+)
+from llava_hivtp.vision import KeptTokens, VisionFeatures
 
 IMPORTANCE = ("both", "cls", "distinct")
 
@@ -26,15 +34,31 @@ class Cover(ScorePruner):
 
     It is SCOPE but for the projected tokens and for distinctness, which needs no attention. Ties go
     to the lowest index. It projects all N patches to choose among them.
+
+    With `reach` a tile keeps no more picks once they cover that share of its importance: sum of
+    importance times coverage over sum of importance. Then an image, and each tile of it, has as
+    many tokens as it holds different things, from 1 to floor(keep * N) a tile. `python -m eval
+    calibrate` finds the value that makes a given mean. How many stay hangs on the image alone and
+    is known before the language model starts; a GPU is waited for once.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
     importance: str = "both"  # or "cls" or "distinct" alone; the last runs without CLS
+    reach: float | None = None  # share of the importance to cover; None: always floor(keep * N)
 
     @property
     def needs_cls(self) -> bool:
         """Not where distinctness is all of the importance."""
         return self.importance != "distinct"
+
+    @property
+    def calibrated(self) -> bool:
+        """Where an image decides how many stay."""
+        return self.reach is not None
+
+    def varies_by(self) -> str:
+        """`reach`, where it is given."""
+        return f"reach={self.reach}" if self.calibrated else ""
 
     def validate(self) -> None:
         """Also that there is one layer and a known importance."""
@@ -42,15 +66,33 @@ class Cover(ScorePruner):
         check_layers(self.layers, 1, "one layer")
         if self.importance not in IMPORTANCE:
             raise ValueError(f"importance must be one of {IMPORTANCE}, got {self.importance!r}")
+        if self.reach is not None:
+            check_share("reach", self.reach)
+
+    def select(self, features: VisionFeatures) -> KeptTokens:
+        """Keep the picks, in every tile as many as `keep` and `reach` say."""
+        if self.reach is None:
+            return super().select(features)
+        return keep_mask(features, self.needed_above(features) < self.reach)
 
     def score(self, features: VisionFeatures) -> Tensor:
         """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
+        likeness, weight = self._compare(features)
+        return cover_greedily(likeness, weight, share(self.keep, features.n_patches))
+
+    def needed_above(self, features: VisionFeatures) -> Tensor:
+        """`reach` above which each patch stays, (T, N): infinite for those that never do."""
+        likeness, weight = self._compare(features)
         count = share(self.keep, features.n_patches)
+        scores = cover_greedily(likeness, weight, count)
+        return covered_before(likeness, weight, scores, count)
+
+    def _compare(self, features: VisionFeatures) -> tuple[Tensor, Tensor]:
+        """Cosines between patches, (T, N, N), and importance, (T, N)."""
         projected = features.projected()
         directions = normalize(projected, dim=-1)
         weight = finite(self._weight(features, projected, directions))
-        likeness = finite(directions @ directions.transpose(1, 2))  # (T, N, N)
-        return cover_greedily(likeness, weight, count)
+        return finite(directions @ directions.transpose(1, 2)), weight
 
     def _weight(self, features: VisionFeatures, projected: Tensor, directions: Tensor) -> Tensor:
         if self.importance == "cls":

@@ -252,8 +252,10 @@ def scope(features: VisionFeatures, count: int, saliency, alpha: float) -> list[
     return patches(features, chosen)
 
 
-def cover(features: VisionFeatures, count: int, importance: str) -> list[Token]:
-    """SCOPE's steps on projected tokens, with this importance."""
+def cover(
+    features: VisionFeatures, count: int, importance: str, reach: float | None = None
+) -> list[Token]:
+    """SCOPE's steps on projected tokens, with this importance, until its share is covered."""
     chosen = []
     for t in range(features.n_tiles):
         x = features.project(features.tokens[t]).double().numpy()
@@ -264,6 +266,9 @@ def cover(features: VisionFeatures, count: int, importance: str) -> list[Token]:
         near = [[cosine(a, b) for b in x] for a in x]
         covered, picks = [0.0] * len(x), []
         while len(picks) < count:
+            share = sum(w * c for w, c in zip(weight, covered, strict=True)) / sum(weight)
+            if reach is not None and share >= reach:
+                break
             left = [i for i in range(len(x)) if i not in picks]
             gains = [
                 weight[i] * sum(max(0.0, near[i][j] - covered[j]) for j in range(len(x)))
@@ -417,6 +422,10 @@ CASES = [
         ("cover", {"keep": k, "importance": w}, lambda f, k=k, w=w: cover(f, int(k * N), w))
         for k in (0.25, 0.03)
         for w in ("both", "cls", "distinct")
+    ],
+    *[
+        ("cover", {"keep": 0.25, "reach": r}, lambda f, r=r: cover(f, int(0.25 * N), "both", r))
+        for r in (0.2, 0.35, 0.6)
     ],
     *[
         (
@@ -709,6 +718,21 @@ def test_divprune_takes_one_of_each_kind_before_a_second_of_any() -> None:
     kept = build_pruner("divprune", keep=0.12).select(features)  # 4 of 36
     assert (kept.patch // 9).tolist() == [0, 1, 2, 3] * 2
     assert len(build_pruner("divprune", keep=0.5).select(features)) == 36  # none of them twice
+
+
+def test_an_image_has_as_many_tokens_as_it_holds_different_things() -> None:
+    """Tiles of 1, 3 and 6 kinds of patches: reach asks for one of each, whatever the others do."""
+    kinds = torch.tensor([1, 3, 6])
+    tokens = torch.eye(8)[(torch.arange(36) % kinds[:, None])]
+    cls = torch.zeros(3, 1, 37, 8)
+    features = VisionFeatures(tokens, tokens[:, 0], {23: cls}, {23: cls}, project=lambda x: x)
+    kept = build_pruner("cover", keep=0.5, reach=0.99, importance="cls").select(features)
+    assert kept.tile.bincount().tolist() == [1, 3, 6]
+    needed = build_pruner("cover", keep=0.5, importance="cls").needed_above(features)
+    assert torch.isfinite(needed).sum(1).tolist() == [18, 18, 18]
+    assert (needed == 0).sum(1).tolist() == [1, 1, 1]
+    same = replace(features, tokens=features.tokens[:1].expand(3, -1, -1))  # nothing is distinct
+    assert len(build_pruner("cover", reach=1.0).select(same)) == 3
 
 
 def test_scope_covers_every_kind_before_it_covers_one_twice() -> None:
