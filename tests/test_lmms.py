@@ -128,8 +128,8 @@ def test_pruning_nothing_equals_the_wrapper_of_lmms_eval(
 
 
 IMAGES = {  # that the drawn questions of a set are about, where it is not one each
-    "mme": 20, "mmbench_en_dev_static": 10, "mmbench_cn_dev": 10, "vqav2_val": 20,
-    "seedbench": 20, "refcoco_bbox_rec_testA": 10, "refcoco_bbox_rec_testB": 10,
+    "mme": 20, "mmbench_en_dev_static": 10, "mmbench_cn_dev": 10, "mmbench_cn_dev_static": 10,
+    "vqav2_val": 20, "seedbench": 20, "refcoco_bbox_rec_testA": 10, "refcoco_bbox_rec_testB": 10,
 }  # fmt: skip
 
 

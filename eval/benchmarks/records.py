@@ -228,6 +228,7 @@ _RECORDS = (
         only=("data_type", "image"),
     ),
     _mmbench("mmbench_cn_dev", "judged", "cn"),
+    _mmbench("mmbench_cn_dev_static", "static", "cn"),
     Benchmark(
         task="mmmu_val",
         column="mmmu",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llava_hivtp.answer import Answer
     from llava_hivtp.lmms import LlavaHIVTP
 
+OWN_TASKS = Path(data.__file__).parent / "tasks"  # which lmms-eval does not have
+
 
 @functools.cache
 def _manager() -> Any:
@@ -41,7 +43,7 @@ def _folders() -> list[Path]:
     names = b"|".join(re.escape(task.encode()) for task in BENCHMARKS)
     named = re.compile(rb"^task:\s*[\"']?(?:%s)[\"']?\s*(?:#.*)?$" % names, re.MULTILINE)
     files = Path(tasks.__file__).parent.rglob("*.yaml")
-    return sorted({file.parent for file in files if named.search(file.read_bytes())})
+    return sorted({file.parent for file in files if named.search(file.read_bytes())} | {OWN_TASKS})
 
 
 def metric_names(name: str) -> set[str]:
