@@ -98,6 +98,36 @@ def frontier(
 
 
 @app.command()
+def ablation(
+    out: Annotated[Path, typer.Option(help="answers, reports, figures")] = Path(
+        "results/nano/ablation"
+    ),
+    number: Annotated[int, typer.Option(min=4, help="questions of each set")] = 80,
+    towers: Annotated[
+        str, typer.Option(help="checkpoints of the family")
+    ] = "nodrop,unguided,guided",
+) -> None:
+    """What each part of cover is worth, tokens by what a picture holds, where it loses; resumes."""
+    import torch
+
+    from eval.nano.ablation import ablate, report
+    from eval.nano.losses import draw_losses
+    from eval.nano.losses import report as report_losses
+    from eval.nano.needs import draw_needs
+
+    torch.set_num_threads(1)
+    try:
+        found = ablate(out, number, towers.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    (out / "frontier-ablation.md").write_text(report(found))
+    draw_needs(found, out / "frontier-tokens.png")
+    picture = draw_losses(found, out / "frontier-losses.png")
+    (out / "frontier-losses.md").write_text(report_losses(found, picture.name))
+    typer.echo(out)
+
+
+@app.command()
 def convert(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("results/nano/hf"),
     variant: Annotated[str, typer.Option(help="nodrop, v15 or anyres")] = "nodrop",

@@ -35,16 +35,16 @@ class Cover(ScorePruner):
     It is SCOPE but for the projected tokens and for distinctness, which needs no attention. Ties go
     to the lowest index. It projects all N patches to choose among them.
 
-    With `reach` a tile keeps no more picks once they cover that share of its importance: sum of
-    importance times coverage over sum of importance. Then an image, and each tile of it, has as
-    many tokens as it holds different things, from 1 to floor(keep * N) a tile. `python -m eval
-    calibrate` finds the value that makes a given mean. How many stay hangs on the image alone and
-    is known before the language model starts; a GPU is waited for once.
+    With `reach` a tile keeps no more picks once they cover that share of what is distinct in it:
+    sum of distinctness times coverage over sum of distinctness. Then an image, and each tile of it,
+    has as many tokens as that takes, from 1 to floor(keep * N) a tile. `python -m eval calibrate`
+    finds the value that makes a given mean. How many stay hangs on the image alone and is known
+    before the language model starts; a GPU is waited for once.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
     importance: str = "both"  # or "cls" or "distinct" alone; the last runs without CLS
-    reach: float | None = None  # share of the importance to cover; None: always floor(keep * N)
+    reach: float | None = None  # share of distinctness to cover; None: always floor(keep * N)
 
     @property
     def needs_cls(self) -> bool:
@@ -77,28 +77,29 @@ class Cover(ScorePruner):
 
     def score(self, features: VisionFeatures) -> Tensor:
         """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
-        likeness, weight = self._compare(features)
+        likeness, distinct = _compare(features)
+        weight = finite(self._weight(features, distinct))
         return cover_greedily(likeness, weight, share(self.keep, features.n_patches))
 
     def needed_above(self, features: VisionFeatures) -> Tensor:
         """`reach` above which each patch stays, (T, N): infinite for those that never do."""
-        likeness, weight = self._compare(features)
+        likeness, distinct = _compare(features)
+        weight = finite(self._weight(features, distinct))
         count = share(self.keep, features.n_patches)
         scores = cover_greedily(likeness, weight, count)
-        return covered_before(likeness, weight, scores, count)
+        return covered_before(likeness, distinct, scores, count)
 
-    def _compare(self, features: VisionFeatures) -> tuple[Tensor, Tensor]:
-        """Cosines between patches, (T, N, N), and importance, (T, N)."""
-        projected = features.projected()
-        directions = normalize(projected, dim=-1)
-        weight = finite(self._weight(features, projected, directions))
-        return finite(directions @ directions.transpose(1, 2)), weight
-
-    def _weight(self, features: VisionFeatures, projected: Tensor, directions: Tensor) -> Tensor:
-        if self.importance == "cls":
-            return cls_attention(features, *self.layers)
-        middle = normalize(projected.mean(1, keepdim=True), dim=-1)
-        distinct = (1 - (directions * middle).sum(-1)).clamp(min=0)
+    def _weight(self, features: VisionFeatures, distinct: Tensor) -> Tensor:
         if self.importance == "distinct":
             return distinct
-        return (distinct * cls_attention(features, *self.layers)).sqrt()
+        attention = cls_attention(features, *self.layers)
+        return attention if self.importance == "cls" else (distinct * attention).sqrt()
+
+
+def _compare(features: VisionFeatures) -> tuple[Tensor, Tensor]:
+    """Cosines between projected patches, (T, N, N), and how distinct each is, (T, N)."""
+    projected = features.projected()
+    directions = normalize(projected, dim=-1)
+    middle = normalize(projected.mean(1, keepdim=True), dim=-1)
+    distinct = (1 - (directions * middle).sum(-1)).clamp(min=0)
+    return finite(directions @ directions.transpose(1, 2)), distinct

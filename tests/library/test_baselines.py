@@ -255,7 +255,7 @@ def scope(features: VisionFeatures, count: int, saliency, alpha: float) -> list[
 def cover(
     features: VisionFeatures, count: int, importance: str, reach: float | None = None
 ) -> list[Token]:
-    """SCOPE's steps on projected tokens, with this importance, until its share is covered."""
+    """SCOPE's steps on projected tokens, with this importance, until distinctness is covered."""
     chosen = []
     for t in range(features.n_tiles):
         x = features.project(features.tokens[t]).double().numpy()
@@ -266,7 +266,7 @@ def cover(
         near = [[cosine(a, b) for b in x] for a in x]
         covered, picks = [0.0] * len(x), []
         while len(picks) < count:
-            share = sum(w * c for w, c in zip(weight, covered, strict=True)) / sum(weight)
+            share = sum(d * c for d, c in zip(distinct, covered, strict=True)) / sum(distinct)
             if reach is not None and share >= reach:
                 break
             left = [i for i in range(len(x)) if i not in picks]
