@@ -76,9 +76,10 @@ def column_means_in_pytorch(queries: Tensor, keys: Tensor) -> Tensor:
     for tile in range(tiles):
         for start in range(0, heads, step):
             q, k = (x[tile, start : start + step].float() for x in (queries, keys))
-            for rows in (q * width**-0.5).split(high, 1):
+            for rows in q.split(high, 1):
                 weights = scratch[: len(q), : rows.shape[1]]  # (heads of this step, rows, 1 + N)
-                torch.matmul(rows, k.transpose(1, 2), out=weights)
+                # The product scales its own result: scaled queries would be new memory, too.
+                weights.baddbmm_(rows, k.transpose(1, 2), beta=0, alpha=width**-0.5)
                 received[tile] += torch.softmax(weights, -1, out=weights).sum((0, 1))
     return received / (heads * length)
 
