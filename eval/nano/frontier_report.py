@@ -18,6 +18,7 @@ TOWERS = {
     "nodrop": "the embedded model: 12 layers, attention taught to fall on things; tuned on",
     "unguided": "8 layers, attention never taught; tuned on",
     "guided": "8 layers, attention taught; not looked at before",
+    "contrastive": "8 layers, taught by captions alone; not looked at before",
 }
 PARTS = {"eight sets": EIGHT, "harder pictures": tuple(HARDER)}
 _METHODS = (OURS, "hivtp", *PEERS)
