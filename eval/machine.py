@@ -67,6 +67,7 @@ def device_name(device: torch.device | None = None) -> str:
     return f"CPU {names[0] if names else platform.processor() or platform.machine()}"
 
 
+@cache
 def version(package: str) -> str:
     """Of an installed package; empty if it is not installed."""
     try:

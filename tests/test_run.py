@@ -152,6 +152,20 @@ def test_a_corrupt_image_fails_its_unit_only(job, table, drawn, tmp_path):
     assert journal  # what was answered before is not lost
 
 
+def test_the_data_of_a_task_are_read_once_for_each_state_of_its_files(drawn, tmp_path):
+    from pyarrow import parquet
+
+    name = "lmms-lab-encoder/POPE"
+    shutil.copytree(drawn / name, tmp_path / name)
+    first, second = (official.load_task("pope", tmp_path) for _ in range(2))
+    assert second is not first
+    assert second.dataset is first.dataset
+    assert second.config.process_results is not first.config.process_results  # modules run anew
+    (file,) = (tmp_path / name).rglob("*.parquet")
+    parquet.write_table(parquet.read_table(file)[1:], file)
+    assert len(official.load_task("pope", tmp_path).test_docs()) == len(first.test_docs()) - 1
+
+
 def test_an_answer_may_hold_any_character(job, table):
     from llava_hivtp.answer import Answer
 

@@ -71,30 +71,25 @@ def load_task(name: str, folder: Path) -> Task:
     from lmms_eval.tasks import get_task_dict
     from tenacity import RetryError
 
+    from eval.run.tasks import ReadOnceTask
     from llava_hivtp.images import whole_files
 
+    digest, manager = data.digest(folder, name), _manager()
+    own = {"model_name": manager.model_name, "only": BENCHMARKS[name].only}
+    config = {"task": name, "class": ReadOnceTask, "state": (str(folder), digest), **own}
     try:
         with (
             _inside(folder),
-            _own_cache(data.digest(folder, name)),
+            _own_cache(digest),
             whole_files(),
             contextlib.redirect_stdout(io.StringIO()),  # RefCOCO says how many rows it makes
         ):
-            task = get_task_dict([name], _manager(), "simple")[name]
+            task = get_task_dict([config], manager, "simple")[name]
     except RetryError as error:  # says nothing; what it retried does
         raise error.last_attempt.exception() from error
-    if BENCHMARKS[name].only is not None:
-        _keep(task, *BENCHMARKS[name].only)
     # Files for leaderboards: unread here, and MMBench's breaks on a control character.
     task.aggregation().pop("submission", None)
     return task
-
-
-def _keep(task: Task, column: str, value: Any) -> None:
-    """Leave documents of one kind in a task."""
-    split = task.config.test_split
-    for sets in (task.dataset, task.dataset_no_image):
-        sets[split] = sets[split].filter(lambda found: found == value, input_columns=[column])
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eval.benchmarks import data
 from eval.benchmarks.records import BENCHMARKS
 from eval.digests import text_digest
-from eval.machine import provenance
+from eval.machine import provenance, version
 from eval.plan.serving import overrides
 from eval.plan.units import Unit
 from eval.results import records, store
@@ -179,8 +179,6 @@ class Worker:
 
     def accuracy_protocol(self, task: str) -> dict[str, Any]:
         """What the scores of a task hang on: equal in all rows of a table."""
-        from importlib.metadata import version
-
         benchmark = BENCHMARKS[task]
         own = {
             "name": task,
