@@ -50,13 +50,12 @@ def report(towers: Sequence[Ablated], picture: str) -> str:
 def _table(tower: Ablated, peer: str) -> list[str]:
     lines = []
     for percent in PERCENTS:
-        ours, theirs = (kept_of(tower, f"{name}-{percent}") for name in (OURS, peer))
+        rows = [f"{name}-{percent}" for name in (OURS, peer)]
         for name in sorted(SETS, key=lambda name: _lead(tower, peer, percent, name)[0])[:WORST]:
             value, half = _lead(tower, peer, percent, name)
-            here = [i for i, item in enumerate(tower.items) if item.set == name]
-            kept = [f"{100 * np.nanmean(each[here]):.0f}" for each in (ours, theirs)]
-            about = ~np.isnan(ours[here])
-            seen = [f"{100 * (each[here][about] > 0).mean():.0f}" for each in (ours, theirs)]
+            shares = kept_of(tower.name, [i for i in tower.items if i.set == name], rows)
+            kept = [f"{100 * each.mean():.0f}" for each in shares]
+            seen = [f"{100 * (each > 0).mean():.0f}" for each in shares]
             lines.append(
                 f"| {tower.name} | {percent} % | {name} | {value:+.1f} ± {half:.1f} | "
                 f"{kept[0]} to {kept[1]} % | {seen[0]} to {seen[1]} % |"
@@ -70,17 +69,24 @@ def _lead(tower: Ablated, peer: str, percent: int, name: str) -> tuple[float, fl
     return found.value, found.half
 
 
-def kept_of(tower: Ablated, row: str) -> np.ndarray:
-    """Of every question: the share of the patches it is about that a row keeps; NaN if of none."""
-    model = Model(CHECKPOINTS / tower.name)
-    pruner, shares = for_depth(build_rows()[row], model.depth), []
-    for start in range(0, len(tower.items), CHUNK):
-        some = tower.items[start : start + CHUNK]
-        with torch.no_grad():
-            kept = pruner.select(model.see([item.picture.image for item in some]))
-        for item, each in zip(some, kept.split([1] * len(some)), strict=True):
-            about = item.patches()
-            shares.append(about[each.patch.numpy()].sum() / about.sum() if about.any() else np.nan)
+def kept_of(tower: str, items: Sequence[Item], rows: Sequence[str]) -> np.ndarray:
+    """(R, Q) share of the patches each question is about that each row keeps.
+
+    Questions that are about nothing in the picture are left out.
+    """
+    model, every = Model(CHECKPOINTS / tower), build_rows()
+    items = [item for item in items if item.patches().any()]
+    methods = [for_depth(every[row], model.depth) for row in rows]
+    shares: list[list[float]] = [[] for _ in rows]
+    for start in range(0, len(items), CHUNK):
+        some = items[start : start + CHUNK]
+        seen = model.see([item.picture.image for item in some])
+        for method, found in zip(methods, shares, strict=True):
+            with torch.no_grad():
+                kept = method.select(seen).split([1] * len(some))
+            for item, each in zip(some, kept, strict=True):
+                about = item.patches()
+                found.append(about[each.patch.numpy()].sum() / about.sum())
     return np.array(shares)
 
 
