@@ -18,7 +18,7 @@ from eval.nano.ablation import (
     things_in,
 )
 from eval.nano.exam import draw_exam
-from eval.nano.frontier import BUDGETS, Model, show_kept, tokens_of
+from eval.nano.frontier import BUDGETS, OURS, Model, show_kept, tokens_of
 from eval.nano.losses import PERCENTS, kept_of, worst_of
 from eval.nano.needs import by_things
 from eval.nano.text import prompts
@@ -51,11 +51,14 @@ def test_budgets_are_met_on_the_tuning_pictures(folder):
     assert sum(tokens) / len(items) == pytest.approx(reaches[11].reached, abs=0.05)
 
 
-@pytest.mark.parametrize("variant", [PLACED, BOTH, FREE])
-def test_the_exam_answers_as_the_model_does(variant, folder):
+ASKED = [(PLACED, OURS), (BOTH, OURS), (FREE, OURS), (BOTH, "hivtp"), (BOTH, "divprune")]
+
+
+@pytest.mark.parametrize(("variant", "name"), ASKED)
+def test_the_exam_answers_as_the_model_does(variant, name, folder):
     """Ragged, weighed, in their places: one padded pass and generation by itself agree."""
     reaches = find_reaches(FOLDER, 8, folder / "unguided-8.reach.json")
-    method = for_depth(build_ablation(reaches)[row_of(variant, 11)], 8)
+    method = for_depth(build_ablation(reaches)[row_of(variant, 11, name)], 8)
     items, placed = draw_exam("report", 8)[3::8], variant in (PLACED, BOTH)
     exam = Model(FOLDER)
     seen = exam.see([item.picture.image for item in items])
@@ -75,8 +78,9 @@ def test_the_exam_answers_as_the_model_does(variant, folder):
 
 def test_the_report_says_what_each_part_adds_and_what_was_kept(folder):
     text = (folder / "frontier-ablation.md").read_text()
-    assert "over the 32 comparisons" in text  # 4 variants, 4 budgets, 2 parts
+    assert "over the 48 comparisons" in text  # 4 variants and 2 others, 4 budgets, 2 parts
     assert all(f"| {v}, minus cover |" in text for v in (PLACED, BOTH, FREE))
+    assert text.count("| cover, both, minus divprune, both |") == 2
     assert text.count("| unguided | ") == 4
     losses = (folder / "frontier-losses.md").read_text()
     assert losses.count("| unguided | 6 % |") == 8

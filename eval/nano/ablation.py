@@ -1,5 +1,7 @@
 """What each part of `cover` is worth on the towers: what is asked of the language model, budgets.
 
+Two other methods are asked plainly and with all that the language model can be asked for.
+
 The value of `reach` that gives a mean is found on pictures of the tuning seeds, tower by tower.
 """
 
@@ -29,7 +31,7 @@ CAP = 0.5  # of the patches, at most, where a picture decides
 PLACED, MERGED, BOTH = "kept positions", "merged and weighed", "both"
 FREE = "budget per picture"
 VARIANTS = (PLACED, MERGED, BOTH, FREE)
-PEERS = ("hivtp", "divprune")  # asked again, to stand beside them
+PEERS = ("hivtp", "divprune")
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Reach:
     reached: float
 
 
-def row_of(variant: str, percent: int) -> str:
+def row_of(variant: str, percent: int, method: str = OURS) -> str:
     """The name of a row."""
-    return f"{OURS}, {variant}-{percent}"
+    return f"{method}, {variant}-{percent}"
 
 
 def find_reaches(folder: Path, number: int, file: Path) -> dict[int, Reach]:
@@ -72,6 +74,9 @@ def build_ablation(reaches: Mapping[int, Reach]) -> dict[str, Pruner]:
         rows[row_of(MERGED, percent)] = rows[row_of(BOTH, percent)] = merged
         free = replace(ours, keep=CAP, reach=reaches[percent].value)
         rows[row_of(FREE, percent)] = free
+        for name in PEERS:
+            peer = replace(every[f"{name}-{percent}"], merge=True, weigh=True)
+            rows[row_of(BOTH, percent, name)] = peer
     return rows
 
 
@@ -87,7 +92,8 @@ def ablate(out: Path, number: int, towers: Sequence[str]) -> list[Ablated]:
     if unknown := [name for name in towers if not (CHECKPOINTS / name).is_dir()]:
         raise ValueError(f"no such tower: {', '.join(unknown)}; choose from {', '.join(TOWERS)}")
     items, found = draw_exam("report", number), []
-    placed = {row_of(variant, p) for variant in (PLACED, BOTH) for p in BUDGETS}
+    placed = {row_of(PLACED, p) for p in BUDGETS}
+    placed |= {row_of(BOTH, p, name) for name in (OURS, *PEERS) for p in BUDGETS}
     for name in towers:
         folder = CHECKPOINTS / name
         reaches = find_reaches(folder, number, out / f"{name}-{number}.reach.json")
@@ -98,7 +104,7 @@ def ablate(out: Path, number: int, towers: Sequence[str]) -> list[Ablated]:
 
 
 def report(towers: Sequence[Ablated]) -> str:
-    """Scores of every variant, its lead over the plain method, and the budgets."""
+    """Scores, what every variant adds, leads over the others under the same, and the budgets."""
     leads = _leads(towers)
     made = f"torch {version('torch')}, transformers {version('transformers')}, commit {commit()}"
     lines = [
@@ -117,11 +123,11 @@ def report(towers: Sequence[Ablated]) -> str:
     return "\n".join([*lines, "", *_budgets(towers), ""])
 
 
-_Key = tuple[str, str, str, int]  # tower, part, variant, percent
+_Key = tuple[str, str, str, int]  # tower, part, variant or other method, percent
 
 
 def _leads(towers: Sequence[Ablated]) -> dict[_Key, tuple[Difference, float]]:
-    """What each variant adds to the plain method, and the corrected p-value."""
+    """What each variant adds, the leads under the same, each with the corrected p-value."""
     found = {}
     for tower in towers:
         for part in PARTS:
@@ -130,6 +136,10 @@ def _leads(towers: Sequence[Ablated]) -> dict[_Key, tuple[Difference, float]]:
                 for variant in VARIANTS:
                     row = tower.scored(row_of(variant, percent), part)
                     found[tower.name, part, variant, percent] = difference(row, plain)
+                best = tower.scored(row_of(BOTH, percent), part)
+                for name in PEERS:
+                    row = tower.scored(row_of(BOTH, percent, name), part)
+                    found[tower.name, part, name, percent] = difference(best, row)
     corrected = holm([lead.p_value for lead in found.values()])
     return dict(zip(found, zip(found.values(), corrected, strict=True), strict=True))
 
@@ -140,13 +150,15 @@ def _table(tower: Ablated, part: str, leads: Mapping[_Key, tuple]) -> list[str]:
     for method in (*PEERS, OURS):
         cells = [f"{mean(tower.scored(f'{method}-{p}', part)).value:.1f}" for p in BUDGETS]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    for variant in VARIANTS:
+    said = {variant: f"{variant}, minus {OURS}" for variant in VARIANTS}
+    said |= {name: f"{OURS}, {BOTH}, minus {name}, {BOTH}" for name in PEERS}
+    for variant, what in said.items():
         cells = []
         for percent in BUDGETS:
             lead, p_value = leads[tower.name, part, variant, percent]
             star = "*" if p_value < 0.05 else ""
             cells.append(f"{lead.value:+.1f} ± {lead.half:.1f}{star}")
-        lines.append(f"| {variant}, minus {OURS} | {' | '.join(cells)} |")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     return [*lines, "", "`*`: corrected p < 0.05."]
 
 
