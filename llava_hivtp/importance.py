@@ -79,7 +79,8 @@ def column_means_in_pytorch(queries: Tensor, keys: Tensor) -> Tensor:
             for rows in q.split(high, 1):
                 weights = scratch[: len(q), : rows.shape[1]]  # (heads of this step, rows, 1 + N)
                 # The product scales its own result: scaled queries would be new memory, too.
-                weights.baddbmm_(rows, k.transpose(1, 2), beta=0, alpha=width**-0.5)
+                scale = {"beta": 0, "alpha": width**-0.5}
+                torch.baddbmm(weights, rows, k.transpose(1, 2), **scale, out=weights)
                 received[tile] += torch.softmax(weights, -1, out=weights).sum((0, 1))
     return received / (heads * length)
 
