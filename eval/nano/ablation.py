@@ -18,10 +18,9 @@ from eval.machine import commit, device_name, version
 from eval.nano import CHECKPOINTS
 from eval.nano.exam import Item, draw_exam
 from eval.nano.frontier import BUDGETS, CHUNK, OURS, Model, answer, build_rows, tokens_of
-from eval.nano.frontier_report import PARTS, TOWERS, Tower
+from eval.nano.frontier_report import PARTS, STARRED, TOWERS, Tower, correct, lead_line
 from eval.results import store
 from eval.results.means import Difference, difference, mean
-from eval.results.stats import holm
 from eval.run.reach import find_reach
 from llava_hivtp import build_pruner
 from llava_hivtp.pruners import for_depth
@@ -140,8 +139,7 @@ def _leads(towers: Sequence[Ablated]) -> dict[_Key, tuple[Difference, float]]:
                 for name in PEERS:
                     row = tower.scored(row_of(BOTH, percent, name), part)
                     found[tower.name, part, name, percent] = difference(best, row)
-    corrected = holm([lead.p_value for lead in found.values()])
-    return dict(zip(found, zip(found.values(), corrected, strict=True), strict=True))
+    return correct(found)
 
 
 def _table(tower: Ablated, part: str, leads: Mapping[_Key, tuple]) -> list[str]:
@@ -152,14 +150,8 @@ def _table(tower: Ablated, part: str, leads: Mapping[_Key, tuple]) -> list[str]:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     said = {variant: f"{variant}, minus {OURS}" for variant in VARIANTS}
     said |= {name: f"{OURS}, {BOTH}, minus {name}, {BOTH}" for name in PEERS}
-    for variant, what in said.items():
-        cells = []
-        for percent in BUDGETS:
-            lead, p_value = leads[tower.name, part, variant, percent]
-            star = "*" if p_value < 0.05 else ""
-            cells.append(f"{lead.value:+.1f} ± {lead.half:.1f}{star}")
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    return [*lines, "", "`*`: corrected p < 0.05."]
+    lines += [lead_line(tower, part, row, leads, what) for row, what in said.items()]
+    return [*lines, "", STARRED]
 
 
 def _budgets(towers: Sequence[Ablated]) -> list[str]:

@@ -22,6 +22,7 @@ TOWERS = {
 }
 PARTS = {"eight sets": EIGHT, "harder pictures": tuple(HARDER)}
 _METHODS = (OURS, "hivtp", *PEERS)
+STARRED = "`*`: corrected p < 0.05."
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ def _leads(towers: Sequence[Tower]) -> dict[_Key, tuple[Difference, float]]:
                 for method in _METHODS[1:]:
                     other = tower.scored(f"{method}-{percent}", part)
                     found[tower.name, part, method, percent] = difference(ours, other)
+    return correct(found)
+
+
+def correct(found: Mapping[_Key, Difference]) -> dict[_Key, tuple[Difference, float]]:
+    """The same with p-values corrected over all of them."""
     corrected = holm([lead.p_value for lead in found.values()])
     return dict(zip(found, zip(found.values(), corrected, strict=True), strict=True))
 
@@ -120,14 +126,20 @@ def _leads(towers: Sequence[Tower]) -> dict[_Key, tuple[Difference, float]]:
 def _lead_table(tower: Tower, part: str, leads: Mapping[_Key, tuple]) -> list[str]:
     lines = [f"| {OURS} minus | " + " | ".join(f"{p} %" for p in BUDGETS) + " |"]
     lines += ["|---|" + "---:|" * len(BUDGETS)]
-    for method in _METHODS[1:]:
-        cells = []
-        for percent in BUDGETS:
-            lead, p_value = leads[tower.name, part, method, percent]
-            star = "*" if p_value < 0.05 else ""
-            cells.append(f"{lead.value:+.1f} ± {lead.half:.1f}{star}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return [*lines, "", "`*`: corrected p < 0.05."]
+    lines += [lead_line(tower, part, method, leads) for method in _METHODS[1:]]
+    return [*lines, "", STARRED]
+
+
+def lead_line(
+    tower: Tower, part: str, row: str, leads: Mapping[_Key, tuple], said: str = ""
+) -> str:
+    """A row of leads, starred where they stand; called `said`, or as in `leads`."""
+    cells = []
+    for percent in BUDGETS:
+        lead, p_value = leads[tower.name, part, row, percent]
+        star = "*" if p_value < 0.05 else ""
+        cells.append(f"{lead.value:+.1f} ± {lead.half:.1f}{star}")
+    return f"| {said or row} | {' | '.join(cells)} |"
 
 
 def _verdict(towers: Sequence[Tower], leads: Mapping[_Key, tuple]) -> list[str]:
