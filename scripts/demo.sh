@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tables 1, 2 and 3 on the embedded model, offline: results/nano/. FULL=1: ten times the questions.
+# Tables 1, 2 and 3 on the embedded model, offline: results/nano/.
+# FULL=1: every row and ten times the questions.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

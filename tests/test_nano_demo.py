@@ -14,6 +14,7 @@ import pytest
 from eval.benchmarks.records import BENCHMARKS
 from eval.nano import demo
 from eval.nano.demo import PARTS
+from eval.plan.table import select_rows
 from eval.results import stats
 from eval.results.means import difference, mean, relative
 from eval.results.records import Sample
@@ -142,6 +143,18 @@ def test_the_demo_says_where_its_minutes_went(tmp_path, monkeypatch):
         f"{tmp_path} (7.2 minutes, of CPUs 14.4: drawing 1.0 (2.0), answers 5.0 (10.0), "
         "times 1.0 (2.0), tables 0.2 (0.4))"
     )
+
+
+def test_the_quick_demo_has_the_papers_rows_and_every_other_method_once(tmp_path):
+    first, second, _, _ = (shelf.rows for shelf, _ in demo.Demo(tmp_path).shelves())
+    table, anyres = (part.table() for part in PARTS[:2])
+    paper = select_rows(table, "paper")
+    assert {row.id for row in paper} < {row.id for row in first}
+    others = {row.pruner for row in first} - {row.pruner for row in paper}
+    assert others == (PRUNERS.keys() | LAYER_PRUNERS.keys()) - {row.pruner for row in paper}
+    assert second == select_rows(anyres, "paper")
+    full = [shelf.rows for shelf, _ in demo.Demo(tmp_path, "full").shelves()]
+    assert full[:2] == [table.rows, anyres.rows]
 
 
 def test_every_method_has_a_row_at_every_block_of_the_first_table():

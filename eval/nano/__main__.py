@@ -223,7 +223,11 @@ def demo(
         str, typer.Option(help="quick: 40 questions per set; sample: 160; full: 400")
     ] = "quick",
     rows: Annotated[
-        str | None, typer.Option(help="Rows of Tables 1 and 2, as in 'full,*-25'; all by default.")
+        str | None,
+        typer.Option(
+            help="Rows of Tables 1 and 2, as in 'full,*-25'. By default all; if quick, the paper's "
+            "and in Table 1 every other method at one budget."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="First N questions per set, an even number.")

@@ -33,6 +33,7 @@ class Part:
 
     number: int
     images: str  # of `eval.nano.datasets`
+    quick: str | None = None  # rows of the quick demo; the larger ones have all, as it without
 
     @property
     def config(self) -> Path:
@@ -43,7 +44,12 @@ class Part:
         return load_table(self.config, str(ROOT / table.model))
 
 
-PARTS = (Part(1, "small"), Part(2, "large"), Part(3, "small"))
+# The paper's rows, and every other method once: those inside the language model have rows at 50 %.
+PARTS = (
+    Part(1, "small", "paper,*-25,fastv-50,pdrop-50,sparsevlm-50,dart-50"),
+    Part(2, "large", "paper"),
+    Part(3, "small"),
+)
 BATCH = 8
 
 
@@ -74,12 +80,17 @@ class Demo:
         found = []
         for part in PARTS:
             table = part.table()
-            rows = select_rows(table, self.rows if part.number != 3 else None)
+            rows = select_rows(table, self._chosen(part))
             shelf = Shelf(table, self.results, rows, limit=self.limit)
             found.append((shelf, self.data(part.images)))
         table, images = PARTS[0].table(), PARTS[0].images
         blind = Shelf(table, self.blind, select_rows(table, "full"), limit=self.limit)
         return [*found, (blind, self.data(images, blank=True))]
+
+    def _chosen(self, part: Part) -> str | None:
+        if part.number == 3:
+            return None
+        return self.rows or (part.quick if self.size == "quick" else None)
 
     def timed_shelves(self) -> list[tuple[Shelf, Path]]:
         """What is timed: Tables 1 and 2 on one benchmark."""
