@@ -1,4 +1,4 @@
-"""Patches that together stand best for all others."""
+"""Patches that together stand for all others, chosen one by one, and how well they do."""
 
 from __future__ import annotations
 
@@ -29,6 +29,27 @@ def cover_greedily(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
     return scores
 
 
+def farthest_first(directions: Tensor, weight: Tensor, count: int) -> Tensor:
+    """`count` for the first pick, 1 for the last, 0 for the others, (T, N).
+
+    The first pick is the patch of the highest weight, each next one that whose distance to its
+    nearest pick, 1 - cosine, times weight is highest. Ties go to the lowest index.
+
+    Args:
+        directions: (T, N, D) of length 1.
+        weight: (T, N), at least 0.
+        count: picks in every tile.
+    """
+    nearest, scores = torch.ones_like(weight), torch.zeros_like(weight)
+    tiles = torch.arange(len(weight), device=scores.device)
+    for value in range(count, 0, -1):
+        pick = (nearest * weight).masked_fill(scores > 0, -torch.inf).argmax(1)
+        scores[tiles, pick] = value
+        distance = (1 - (directions @ directions[tiles, pick, :, None])[..., 0]).clamp(min=0)
+        nearest = distance if value == count else torch.minimum(nearest, distance)
+    return scores
+
+
 def covered_before(likeness: Tensor, weight: Tensor, scores: Tensor, count: int) -> Tensor:
     """Share of the weight that was covered before each patch was picked, (T, N).
 
@@ -38,7 +59,7 @@ def covered_before(likeness: Tensor, weight: Tensor, scores: Tensor, count: int)
     Args:
         likeness: (T, N, N) cosines.
         weight: (T, N).
-        scores: what `cover_greedily` says of them.
+        scores: `count` for the first pick, 1 for the last, 0 for the others, (T, N).
         count: picks in every tile.
     """
     picks = scores.argsort(dim=1, descending=True, stable=True)[:, :count]

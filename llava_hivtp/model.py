@@ -15,7 +15,7 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM, unpad_image
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from llava_hivtp.anyres import PackedImage, merge_anyres, merge_single
@@ -247,9 +247,15 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
 
     def project(self, tokens: Tensor) -> Tensor:
         """LLaVA's own projector."""
+        return _through(self.get_model().mm_projector, tokens)
+
+    def half_project(self, tokens: Tensor) -> Tensor:
+        """LLaVA's own projector without its last layer; where it is one layer the tokens stay."""
         projector = self.get_model().mm_projector
-        weight = next(projector.parameters(), tokens)
-        return projector(tokens.to(weight.dtype) if weight.is_floating_point() else tokens)
+        if not isinstance(projector, nn.Sequential):
+            return tokens
+        last = str(len(projector) - 1)
+        return _through(view_of(projector, **{last: nn.Identity()}), tokens)
 
     def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
         """As `mm_patch_merge_type` and `layout` say."""
@@ -347,6 +353,12 @@ def _at(tokens: Tensor, columns: Sequence[Tensor], default: bool | float) -> Ten
     """
     none = torch.tensor([default], device=tokens.device)
     return torch.cat([*(column.to(tokens.device) for column in columns), none])[tokens]
+
+
+def _through(projector: nn.Module, tokens: Tensor) -> Tensor:
+    """Tokens through a projector, in the dtype of its weights unless these are quantized."""
+    weight = next(projector.parameters(), tokens)
+    return projector(tokens.to(weight.dtype) if weight.is_floating_point() else tokens)
 
 
 def _depth(tower: Any) -> int:

@@ -33,6 +33,9 @@ class VisionFeatures:
     question: Tensor | None = None  # (Q, D_lm) embedded tokens, for a method that `asks`
     text: str = ""  # the same as text, for a method that `reads`
     grid: tuple[int, int] | None = None  # (rows, columns) of the patches; None: a square
+    # The projector up to its last linear layer: (..., D) -> (..., D_h); a fifth of its arithmetic
+    # where both widen to D_lm = 4 D. Where it has one linear layer the tokens are returned.
+    half_project: Callable[[Tensor], Tensor] | None = None
     unit: int = 1  # U consecutive entries of queries and keys belong to one of the N
 
     @property
@@ -62,6 +65,15 @@ class VisionFeatures:
         if self.project is None:
             raise ValueError("projected tokens are compared; give VisionFeatures.project")
         return self.project(self.tokens).float()
+
+    def half_projected(self) -> Tensor:
+        """All tokens as the projector's last linear layer reads them, (T, N, D_h) float32."""
+        if self.half_project is None:
+            raise ValueError(
+                "tokens are compared halfway through the projector; give "
+                "VisionFeatures.half_project"
+            )
+        return self.half_project(self.tokens).float()
 
     def split(self, tiles: list[int]) -> list[VisionFeatures]:
         """Cut the tiles of several images apart, so many of each; views, nothing is copied."""

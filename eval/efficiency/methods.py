@@ -116,6 +116,7 @@ def measure(
             queries=tap.queries,
             keys=tap.keys,
             project=project,
+            half_project=project[:-1],
             tile_grid=TILE_GRIDS[count],
             question=_question(project, hidden),
         )

@@ -24,7 +24,7 @@ from llava_hivtp import build_pruner, load
 from llava_hivtp.importance import received_attention
 from llava_hivtp.merging import merge_dropped
 from llava_hivtp.pruners import for_depth
-from llava_hivtp.pruners.base import Pruner
+from llava_hivtp.pruners.base import PaperLayers, Pruner
 from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles
 
 CHUNK = 40  # pictures at a time
@@ -32,7 +32,10 @@ BUDGETS = {25: 36, 17: 24, 11: 16, 6: 8}  # percent -> patches of 144
 _HIVTP = {25: (14, 3), 17: (6, 3), 11: (9, 6), 6: (3, 6)}  # percent -> k, c
 PEERS = ("scope", "divprune", "vispruner", "holov", "random", "uniform")
 OURS = "cover"
-ABLATED = {"cover without distinctness": "cls", "cover without attention": "distinct"}
+ABLATED = {  # row -> fields of ours
+    "cover by received attention": {"importance": "received", "layers": PaperLayers((7, 8, 9, 10))},
+    "cover without importance": {"importance": "equal"},
+}
 
 
 def build_rows() -> dict[str, Pruner]:
@@ -44,8 +47,8 @@ def build_rows() -> dict[str, Pruner]:
         rows[f"hivtp-{percent}"] = build_pruner("hivtp", r=2, k=k, c=c, fill=True)
         for name in (OURS, *PEERS):
             rows[f"{name}-{percent}"] = build_pruner(name, keep=keep)
-        for row, word in ABLATED.items():
-            rows[f"{row}-{percent}"] = build_pruner(OURS, keep=keep, importance=word)
+        for row, fields in ABLATED.items():
+            rows[f"{row}-{percent}"] = replace(rows[f"{OURS}-{percent}"], **fields)
     return rows
 
 
@@ -65,7 +68,10 @@ class Model:
         images = pixels(images)
         layers = range(1, self.depth + 1)
         hidden, tap = encode_tiles(self.tower, images, self.depth - 1, layers)
-        return VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self.project)
+        return VisionFeatures(
+            hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self.project,
+            half_project=self.project[:-1],
+        )  # fmt: skip
 
     @torch.no_grad()
     def right(self, shown: Shown, items: Sequence[Item]) -> list[int]:

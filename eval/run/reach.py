@@ -127,7 +127,7 @@ def _look(model: Any, given: dict[str, Any]) -> Needs:
     above: list[float] = []
     pictures, total = model.pictures(given), 0
     for features, group in model.encode(pictures, model.pruner.layers):
-        features = replace(features, project=model.project)
+        features = model.with_projector(features)
         parts = features.split([picture.n_tiles for picture in group])
         for part, picture in zip(parts, group, strict=True):
             found = model.pruner.needed_above(part).cpu()

@@ -116,6 +116,10 @@ class Pruned(nn.Module):
         """(..., D) to (..., D_lm)."""
         raise NotImplementedError
 
+    def half_project(self, tokens: Tensor) -> Tensor:
+        """(..., D) to (..., D_h): `project` up to its last linear layer."""
+        raise NotImplementedError
+
     def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
         """Projected survivors (P, D_lm) in the stock class's reading order."""
         raise NotImplementedError
@@ -300,13 +304,17 @@ class Pruned(nn.Module):
 
         return packed, check
 
+    def with_projector(self, features: VisionFeatures) -> VisionFeatures:
+        """What the tower saw, with the projector for methods that compare by it."""
+        return replace(features, project=self.project, half_project=self.half_project)
+
     def _choose(self, pictures: list[Picture]) -> tuple[list[KeptTokens], list[Callable[[], None]]]:
         pruner, chosen, checks = self._pruner, [], []
         check_fit(pruner, self.tower_of(self))  # again: its fields may have been changed since
         if pruner.weigh:
             check_weighing(self.get_decoder(), type(pruner).__name__)
         for every, group in self.encode(pictures, pruner.layers):
-            every = replace(every, project=self.project)
+            every = self.with_projector(every)
             counts = [picture.n_tiles for picture in group]
             checks.append(_start_check(every, counts, len(chosen)))
             try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_hivtp.anyres import PackedImage, merge_single
 from llava_hivtp.families.base import Encoded, Picture, Tower
 from llava_hivtp.families.hf import PrunedHF, check_pixels
-from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles
+from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
 
 _STRATEGY = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
@@ -79,6 +79,10 @@ class PrunedLlavaHF(PrunedHF):
     def project(self, tokens: Tensor) -> Tensor:
         """The checkpoint's projector."""
         return self.model.multi_modal_projector(tokens)
+
+    def half_project(self, tokens: Tensor) -> Tensor:
+        """The same without `linear_2`."""
+        return view_of(self.model.multi_modal_projector, linear_2=nn.Identity())(tokens)
 
     def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
         """One tile, no newline."""

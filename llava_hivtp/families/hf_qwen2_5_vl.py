@@ -118,8 +118,17 @@ class PrunedQwen25VL(PrunedHF):
 
     def project(self, tokens: Tensor) -> Tensor:
         """The patch merger, on groups of patches (..., U * D)."""
+        return self._merged(self.model.visual.merger, tokens)
+
+    def half_project(self, tokens: Tensor) -> Tensor:
+        """The merger without its last linear layer."""
+        merger = self.model.visual.merger
+        mlp = view_of(merger.mlp, **{str(len(merger.mlp) - 1): nn.Identity()})
+        return self._merged(view_of(merger, mlp=mlp), tokens)
+
+    def _merged(self, merger: nn.Module, tokens: Tensor) -> Tensor:
         width = self.config.vision_config.hidden_size
-        return self.model.visual.merger(tokens.reshape(-1, width)).unflatten(0, tokens.shape[:-1])
+        return merger(tokens.reshape(-1, width)).unflatten(0, tokens.shape[:-1])
 
     def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
         """In raster order, each in its own slot."""

@@ -59,6 +59,11 @@ class PrunedQwen3VL(PrunedQwen25VL):
         self._of_thread.earlier = output.deepstack_features
         return output.pooler_output
 
+    def half_project(self, tokens: Tensor) -> Tensor:
+        """The merger without its last linear layer."""
+        merger = self.model.visual.merger
+        return self._merged(view_of(merger, linear_fc2=nn.Identity()), tokens)
+
     def encoder_outputs(self, packed: list[PackedImage]) -> Any:
         """The survivors, and what the tower's earlier layers say of the same places."""
         earlier, self._of_thread.earlier = self._of_thread.earlier, None

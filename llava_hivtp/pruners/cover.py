@@ -1,14 +1,15 @@
-"""Cover: patches that best stand for the important ones, as the language model sees them."""
+"""Cover: the farthest patch next, important ones first, compared halfway through the projector."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llava_hivtp.coverage import cover_greedily, covered_before
-from llava_hivtp.importance import cls_attention
+from llava_hivtp.coverage import covered_before, farthest_first
+from llava_hivtp.importance import cls_attention, received_attention
 from llava_hivtp.pruners.base import (
     PaperLayers,
     ScorePruner,
@@ -20,36 +21,38 @@ from llava_hivtp.pruners.base import (
 )
 from llava_hivtp.vision import KeptTokens, VisionFeatures
 
-IMPORTANCE = ("both", "cls", "distinct")
+IMPORTANCE = ("cls", "received", "equal")
+_POWER = 0.25  # of importance: a patch twice as important may be a fifth nearer
 
 
 @dataclass
 class Cover(ScorePruner):
-    """Greedy gain in coverage of projected tokens times importance: this project's own, no paper.
+    """Greedy max-min diversity times importance: this project's own, no paper.
 
-    A patch is covered as well as its best cosine to a kept one, at least 0. Each step keeps the
-    patch whose gain in coverage, summed over all patches, times importance is highest. Tokens are
-    compared as the language model sees them. Importance is the geometric mean of the attention
-    from CLS and of distinctness, 1 - the cosine to the mean of all tokens; or one of the two.
+    The first pick is the most important patch, each next one the patch whose distance to its
+    nearest pick, 1 - cosine, times importance to the power 1/4 is highest. Importance is what CLS
+    pays in one layer; or the attention received in some layers, as HIVTP scores it; or the same for
+    all, which leaves DivPrune but for its first pick. Ties go to the lowest index.
 
-    It is SCOPE but for the projected tokens and for distinctness, which needs no attention. Ties go
-    to the lowest index. It projects all N patches to choose among them.
+    Patches are compared by what the projector's last linear layer reads. That costs a fifth of the
+    projector for all N patches, where DivPrune pays the whole.
 
     With `reach` a tile keeps no more picks once they cover that share of what is distinct in it:
-    sum of distinctness times coverage over sum of distinctness. Then an image, and each tile of it,
-    has as many tokens as that takes, from 1 to floor(keep * N) a tile. `python -m eval calibrate`
-    finds the value that makes a given mean. How many stay hangs on the image alone and is known
-    before the language model starts; a GPU is waited for once.
+    sum of distinctness times coverage over sum of distinctness. A patch is covered as well as its
+    best cosine to a pick, at least 0; distinctness is 1 - the cosine to the mean of all tokens.
+    Then an image, and each tile of it, has as many tokens as that takes, from 1 to floor(keep * N)
+    a tile. `python -m eval calibrate` finds the value that makes a given mean. How many stay hangs
+    on the image alone and is known before the language model starts; a GPU is waited for once.
     """
 
     layers: tuple[int, ...] = PaperLayers((23,))
-    importance: str = "both"  # or "cls" or "distinct" alone; the last runs without CLS
+    importance: str = "cls"  # of one layer; or "received", of some; or "equal"
     reach: float | None = None  # share of distinctness to cover; None: always floor(keep * N)
 
     @property
     def needs_cls(self) -> bool:
-        """Not where distinctness is all of the importance."""
-        return self.importance != "distinct"
+        """Only where importance is what CLS attends to."""
+        return self.importance == "cls"
 
     @property
     def calibrated(self) -> bool:
@@ -61,11 +64,12 @@ class Cover(ScorePruner):
         return f"reach={self.reach}" if self.calibrated else ""
 
     def validate(self) -> None:
-        """Also that there is one layer and a known importance."""
+        """Also that importance is known, and for "cls" that there is one layer."""
         super().validate()
-        check_layers(self.layers, 1, "one layer")
         if self.importance not in IMPORTANCE:
             raise ValueError(f"importance must be one of {IMPORTANCE}, got {self.importance!r}")
+        if self.importance == "cls":
+            check_layers(self.layers, 1, "one layer with importance=cls")
         if self.reach is not None:
             check_share("reach", self.reach)
 
@@ -77,29 +81,24 @@ class Cover(ScorePruner):
 
     def score(self, features: VisionFeatures) -> Tensor:
         """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
-        likeness, distinct = _compare(features)
-        weight = finite(self._weight(features, distinct))
-        return cover_greedily(likeness, weight, share(self.keep, features.n_patches))
+        return self._picks(features, normalize(features.half_projected(), dim=-1))
 
     def needed_above(self, features: VisionFeatures) -> Tensor:
         """`reach` above which each patch stays, (T, N): infinite for those that never do."""
-        likeness, distinct = _compare(features)
-        weight = finite(self._weight(features, distinct))
-        count = share(self.keep, features.n_patches)
-        scores = cover_greedily(likeness, weight, count)
-        return covered_before(likeness, distinct, scores, count)
+        halfway = features.half_projected()
+        directions = normalize(halfway, dim=-1)
+        middle = normalize(halfway.mean(1, keepdim=True), dim=-1)
+        distinct = (1 - (directions * middle).sum(-1)).clamp(min=0)
+        scores, likeness = self._picks(features, directions), directions @ directions.mT
+        return covered_before(likeness, distinct, scores, share(self.keep, features.n_patches))
 
-    def _weight(self, features: VisionFeatures, distinct: Tensor) -> Tensor:
-        if self.importance == "distinct":
-            return distinct
-        attention = cls_attention(features, *self.layers)
-        return attention if self.importance == "cls" else (distinct * attention).sqrt()
+    def _picks(self, features: VisionFeatures, directions: Tensor) -> Tensor:
+        weight = finite(self._importance(features)) ** _POWER
+        return farthest_first(finite(directions), weight, share(self.keep, features.n_patches))
 
-
-def _compare(features: VisionFeatures) -> tuple[Tensor, Tensor]:
-    """Cosines between projected patches, (T, N, N), and how distinct each is, (T, N)."""
-    projected = features.projected()
-    directions = normalize(projected, dim=-1)
-    middle = normalize(projected.mean(1, keepdim=True), dim=-1)
-    distinct = (1 - (directions * middle).sum(-1)).clamp(min=0)
-    return finite(directions @ directions.transpose(1, 2)), distinct
+    def _importance(self, features: VisionFeatures) -> Tensor:
+        if self.importance == "cls":
+            return cls_attention(features, *self.layers)
+        if self.importance == "received":
+            return received_attention(features, self.layers)
+        return torch.ones(features.tokens.shape[:2], device=features.tokens.device)

@@ -40,6 +40,7 @@ class Chooser:
         if lost:
             hidden, queries, keys = _numbers(hidden), _each(queries), _each(keys)
         every = VisionFeatures(hidden[:, 1:], hidden[:, 0], queries, keys, self.projector)
+        every = replace(every, half_project=self.half_project)
         chosen = select_each(pruner, every, pictures, by_frame)
         for kept, picture in zip(chosen, pictures, strict=True):
             room = room_for(pruner, every.n, picture.tile_grid, picture.frame if by_frame else None)
@@ -57,6 +58,11 @@ class Chooser:
         """(P_i, D_lm) of every image, in one pass of the projector."""
         projected = self.projector(torch.cat([kept.tokens for kept in chosen]))
         return list(projected.split([len(kept) for kept in chosen]))
+
+    def half_project(self, tokens: Tensor) -> Tensor:
+        """The projector without its last linear layer, which reads a share in every process."""
+        share, _ = self.projector.linear_1(tokens)
+        return tensor_model_parallel_all_gather(self.projector.act(share))
 
 
 def _without_numbers(hidden: Tensor, counts: list[int]) -> list[int]:

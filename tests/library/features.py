@@ -27,7 +27,7 @@ def random_features(
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    weight = draw(width, 2 * width)
+    weight, half = draw(width, 2 * width), draw(width, 2 * width)
     shape = (tiles, heads, 1 + patches, width // heads)
     return VisionFeatures(
         tokens=draw(tiles, patches, width),
@@ -35,6 +35,7 @@ def random_features(
         queries={layer: draw(*shape) for layer in layers},
         keys={layer: draw(*shape) for layer in layers},
         project=lambda tokens: tokens @ weight.to(tokens.dtype),
+        half_project=lambda tokens: tokens @ half.to(tokens.dtype),
         key=seed,
         tile_grid=GRIDS.get(tiles, (tiles - 1, 1)),
         question=draw(5, 2 * width),

@@ -255,27 +255,24 @@ def scope(features: VisionFeatures, count: int, saliency, alpha: float) -> list[
 def cover(
     features: VisionFeatures, count: int, importance: str, reach: float | None = None
 ) -> list[Token]:
-    """SCOPE's steps on projected tokens, with this importance, until distinctness is covered."""
+    """Farthest times the fourth root of importance, until distinctness is covered."""
     chosen = []
     for t in range(features.n_tiles):
-        x = features.project(features.tokens[t]).double().numpy()
+        x = features.half_project(features.tokens[t]).double().numpy()
+        seen = [received(features, layer, t) for layer in (7, 8, 9)]
+        found = {"cls": from_cls(features, 23, t), "received": np.mean(seen, 0), "equal": [1] * N}
+        weight = [value**0.25 for value in found[importance]]
         distinct = [max(0.0, 1 - cosine(a, x.mean(0))) for a in x]
-        attention = from_cls(features, 23, t)
-        both = [(d * a) ** 0.5 for d, a in zip(distinct, attention, strict=True)]
-        weight = {"cls": attention, "distinct": distinct, "both": both}[importance]
         near = [[cosine(a, b) for b in x] for a in x]
-        covered, picks = [0.0] * len(x), []
+        picks = top(weight, 1)
         while len(picks) < count:
+            covered = [max(0.0, *(near[i][p] for p in picks)) for i in range(N)]
             share = sum(d * c for d, c in zip(distinct, covered, strict=True)) / sum(distinct)
             if reach is not None and share >= reach:
                 break
-            left = [i for i in range(len(x)) if i not in picks]
-            gains = [
-                weight[i] * sum(max(0.0, near[i][j] - covered[j]) for j in range(len(x)))
-                for i in left
-            ]
-            picks.append(left[top(gains, 1)[0]])
-            covered = [max(c, near[picks[-1]][j]) for j, c in enumerate(covered)]
+            left = [i for i in range(N) if i not in picks]
+            far = [weight[i] * min(1 - near[i][p] for p in picks) for i in left]
+            picks.append(left[top(far, 1)[0]])
         chosen.append(picks)
     return patches(features, chosen)
 
@@ -419,12 +416,16 @@ CASES = [
         for a in (0.5, 1, 2.5)
     ],
     *[
-        ("cover", {"keep": k, "importance": w}, lambda f, k=k, w=w: cover(f, int(k * N), w))
+        (
+            "cover",
+            {"keep": k, "importance": w} | ({"layers": (7, 8, 9)} if w == "received" else {}),
+            lambda f, k=k, w=w: cover(f, int(k * N), w),
+        )
         for k in (0.25, 0.03)
-        for w in ("both", "cls", "distinct")
+        for w in ("cls", "received", "equal")
     ],
     *[
-        ("cover", {"keep": 0.25, "reach": r}, lambda f, r=r: cover(f, int(0.25 * N), "both", r))
+        ("cover", {"keep": 0.25, "reach": r}, lambda f, r=r: cover(f, int(0.25 * N), "cls", r))
         for r in (0.2, 0.35, 0.6)
     ],
     *[
@@ -724,15 +725,15 @@ def test_an_image_has_as_many_tokens_as_it_holds_different_things() -> None:
     """Tiles of 1, 3 and 6 kinds of patches: reach asks for one of each, whatever the others do."""
     kinds = torch.tensor([1, 3, 6])
     tokens = torch.eye(8)[(torch.arange(36) % kinds[:, None])]
-    cls = torch.zeros(3, 1, 37, 8)
-    features = VisionFeatures(tokens, tokens[:, 0], {23: cls}, {23: cls}, project=lambda x: x)
-    kept = build_pruner("cover", keep=0.5, reach=0.99, importance="cls").select(features)
+    features = VisionFeatures(tokens, tokens[:, 0], {}, {}, half_project=lambda x: x)
+    alike = {"keep": 0.5, "importance": "equal"}
+    kept = build_pruner("cover", **alike, reach=0.99).select(features)
     assert kept.tile.bincount().tolist() == [1, 3, 6]
-    needed = build_pruner("cover", keep=0.5, importance="cls").needed_above(features)
+    needed = build_pruner("cover", **alike).needed_above(features)
     assert torch.isfinite(needed).sum(1).tolist() == [18, 18, 18]
     assert (needed == 0).sum(1).tolist() == [1, 1, 1]
     same = replace(features, tokens=features.tokens[:1].expand(3, -1, -1))  # nothing is distinct
-    assert len(build_pruner("cover", reach=1.0).select(same)) == 3
+    assert len(build_pruner("cover", importance="equal", reach=1.0).select(same)) == 3
 
 
 def test_scope_covers_every_kind_before_it_covers_one_twice() -> None:
@@ -790,6 +791,11 @@ def test_cdpruner_with_a_question_like_all_patches_is_diversity_alone() -> None:
 def test_what_compares_projected_tokens_needs_a_projector(name: str) -> None:
     with pytest.raises(ValueError, match="give VisionFeatures.project"):
         build_pruner(name).select(replace(random_features(), project=None))
+
+
+def test_cover_needs_the_projector_up_to_its_last_layer() -> None:
+    with pytest.raises(ValueError, match="give VisionFeatures.half_project"):
+        build_pruner("cover").select(replace(random_features(), half_project=None))
 
 
 def test_uniform_is_a_grid_at_a_quarter_and_a_checkerboard_at_a_half() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from ask import METHODS, generate
+from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from llava_hivtp import attach, detach
@@ -109,6 +110,23 @@ def test_training_reaches_the_projector(ask, kind):
     model.zero_grad(set_to_none=True)
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
     copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("kind", STOCK)
+def test_half_of_the_projector_and_its_last_layer_are_the_projector(pair, kind):
+    (official, *_), (ours, *_) = pair(kind)
+    tokens = torch.randn(2, 5, official.config.mm_hidden_size)
+    halfway = official.half_project(tokens)
+    assert torch.equal(official.get_model().mm_projector[-1](halfway), official.project(tokens))
+    assert torch.equal(ours.half_project(tokens), halfway)
+    assert torch.equal(ours.project(tokens), official.project(tokens))
+
+
+def test_a_projector_of_one_layer_has_no_half(pair, monkeypatch):
+    (official, *_), _ = pair("v15")
+    tokens = torch.randn(2, 5, official.config.mm_hidden_size)
+    monkeypatch.setitem(official.get_model()._modules, "mm_projector", nn.Linear(5, 5))
+    assert official.half_project(tokens) is tokens
 
 
 @pytest.mark.skipif(BEFORE_5, reason="4.57 no longer generates with official LLaVA's class")

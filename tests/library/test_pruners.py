@@ -36,7 +36,7 @@ SETTINGS = {
     "scope": [{"keep": k} for k in KEEP]
     + [{"keep": 0.4, "saliency": "received"}, {"keep": 0.1, "alpha": 0}],
     "cover": [{"keep": k} for k in KEEP]
-    + [{"keep": 0.4, "importance": word} for word in ("cls", "distinct")]
+    + [{"keep": 0.4, "importance": word} for word in ("received", "equal")]
     + [{"keep": 0.4, "reach": r} for r in (0.3, 1)],
     "holov": [{"keep": k} for k in (*KEEP, 0.02)] + [{"keep": 0.4, "crops": 7, "alpha": 2}],
     "cdpruner": [{"keep": k} for k in KEEP] + [{"keep": 0.02}],
@@ -350,6 +350,7 @@ def test_a_share_that_keeps_nothing_is_refused(name: str) -> None:
         ("holov", {"alpha": float("inf")}, "alpha must be a number, got inf"),
         ("holov", {"layers": ()}, "layers must be one layer"),
         ("cover", {"importance": "text"}, "importance must be one of .*'text'"),
+        ("cover", {"layers": (7, 8)}, "layers must be one layer with importance=cls"),
         ("cover", {"reach": 0}, r"reach must be a share in \(0, 1\], got 0"),
         ("cover", {"reach": "most"}, r"reach must be a share in \(0, 1\], got 'most'"),
         ("cdpruner", {"question": "mine"}, "question must be one of .*'mine'"),

@@ -351,6 +351,15 @@ def test_methods_that_cannot_are_refused_by_name(ask, name):
     assert model.pruner == METHODS["none"]
 
 
+def test_half_of_the_merger_and_its_last_layer_are_the_merger(made):
+    merger = made[0].model.visual.merger
+    tokens = torch.randn(2, 5, 4 * 32)
+    halfway = made[0].half_project(tokens)
+    last = getattr(merger, "linear_fc2", None) or merger.mlp[-1]
+    assert torch.equal(last(halfway), made[0].project(tokens))
+    assert not torch.equal(halfway, made[0].project(tokens))
+
+
 def test_answer_asks_in_the_chat_template(made, photo):
     model, processor = made
     attach(model, HIVTP(**HIVTP_AT))

@@ -20,6 +20,7 @@ V15 = {
     "random": {"pruner": "random", "keep": 0.25, "seed": 3},
     "visionzip": {"pruner": "visionzip", "keep": 0.4, "layers": [5]},
     "divprune": {"pruner": "divprune", "keep": 0.25},
+    "cover": {"pruner": "cover", "keep": 0.25, "layers": [5]},
 }
 NEXT = {
     "stock": None,
