@@ -149,16 +149,16 @@ def _verdict(towers: Sequence[Tower], leads: Mapping[_Key, tuple]) -> list[str]:
     lines += ["|---|---|---|---|"]
     for tower in towers:
 
-        def lead(method: str, percent: int, name: str = tower.name) -> float:
-            return leads[name, "eight sets", method, percent][0].value
+        def lead(method: str, percent: int, name: str = tower.name) -> Difference:
+            return leads[name, "eight sets", method, percent][0]
 
+        worst = {p: min(_METHODS[1:], key=lambda m, p=p: lead(m, p).value) for p in BUDGETS}
         behind = [
-            f"{p} % ({worst:+.1f}, {method})"
-            for p in BUDGETS
-            for worst, method in [min((lead(m, p), m) for m in _METHODS[1:])]
-            if worst < 0
+            f"{p} % ({lead(m, p).value:+.1f} ± {lead(m, p).half:.1f}, {m})"
+            for p, m in worst.items()
+            if lead(m, p).value < 0
         ]
-        ahead, safe = lead("hivtp", 11), lead("hivtp", 25)
+        ahead, safe = lead("hivtp", 11).value, lead("hivtp", 25).value
         cells = (
             f"{'yes' if ahead >= 8 else 'no'}, {ahead:+.1f}",
             f"{'yes' if safe >= 0 else 'no'}",
