@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from eval.nano.draw import SIDE, draw, random_string, random_text
+from eval.nano.fit import low_precision
 from eval.nano.labels import GRID
 from eval.nano.text import build_tokenizer
 from eval.nano.tower import HEADS, WIDTH, pixels, run_tower
@@ -121,7 +122,7 @@ def contrastive_loss(
 
     The loss of CLIP (arXiv 2103.00020). Nothing is said of patches or of attention.
     """
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with low_precision():
         _, cls, _ = run_tower(tower, pairs.images, pairs.shown)
         similar = matcher(cls, pairs.captions, pairs.there)
     similar = similar.float()

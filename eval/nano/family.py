@@ -26,7 +26,7 @@ from eval.nano.train import LANGUAGE_BATCH, TOWER_BATCH, check_on
 LAYERS = 8
 HALVES = 0.85  # share of the steps in which the tower sees half of the patches
 _CAPTIONED_HALVES = 0.92  # the same where captions teach
-_EASY = 0.5  # share of the steps with captions of mixed kinds of pictures that say everything
+_EASY = 0.2  # share of the steps with captions of mixed kinds of pictures that say everything
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Lengths:
     tower_steps: int = 2400
     language_steps: int = 300
     album: int = 2500
-    caption_steps: int = 400
+    caption_steps: int = 1800
     projector_steps: int = 150  # with the language model frozen, after captions
 
 
@@ -100,7 +100,7 @@ def _train_on_captions(folder: Path, member: Member, steps: int) -> nn.ModuleDic
         pairs = draw_pairs(seed, BATCH, number < _CAPTIONED_HALVES * steps, number < _EASY * steps)
         return contrastive_loss(parts["tower"], parts["matcher"], pairs)
 
-    fit(folder, "tower", parts, Schedule(steps, 1.5e-3, flat=_EASY), step)
+    fit(folder, "tower", parts, Schedule(steps, 1.5e-3), step)
     return parts.requires_grad_(False).eval()
 
 

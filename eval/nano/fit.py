@@ -76,6 +76,12 @@ def fit(
             _save(state_file, done, time.monotonic() - began, module, optimizer)
 
 
+def low_precision() -> torch.autocast:
+    """Products in bfloat16 where the CPU has instructions for it; elsewhere that is much slower."""
+    cpu = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", torch.bfloat16, any(map(cpu.get, ("avx512_bf16", "amx_bf16"))))
+
+
 def restore(folder: Path, stage: str, module: nn.Module, steps: int) -> bool:
     """Load a stage whose last step is on disk, without what only training needs."""
     file = folder / f"{stage}.pt"

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.nano.draw import LARGE, PINPOINTS, SIDE, draw, draw_large, random_string, random_text
+from eval.nano.fit import low_precision
 from eval.nano.labels import GRID
 from eval.nano.questions import Question, ask
 from eval.nano.text import Encoded, build_tokenizer, encode, prefix_ids, prompts
@@ -89,7 +90,7 @@ def make_album(parts: nn.ModuleDict, seed: str, size: int, canvas: tuple[int, in
     for start in range(0, size, 100):
         drawn = [draw_kind(rng, canvas) for _ in range(min(100, size - start))]
         tiles = [tile for _, picture in drawn for tile in cut(picture.image, canvas)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with low_precision():
             seen = torch.cat([run_tower(parts["tower"], t)[0] for t in pixels(tiles).split(100)])
             sure = parts["heads"].objectness(parts["projector"](seen)) if "heads" in parts else None
         seen = seen.unflatten(0, (len(drawn), -1)).flatten(1, 2)
@@ -269,7 +270,7 @@ def show_some(album: Album, rows: list[int], rng: random.Random, early: bool) ->
 
 
 def language_loss(learning: nn.ModuleDict, shown: Shown, packed: Packed) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with low_precision():
         logits = predict(learning, shown, packed)
     losses = F.cross_entropy(logits, packed.token, reduction="none")
     return (losses * packed.weight).sum() / packed.weight.sum()
@@ -285,7 +286,7 @@ def accuracy(learning: nn.ModuleDict, album: Album, seed: str = "check") -> dict
         some = rows[start : start + 25]
         encoded, names = questions_about(album, some, rng, hints=False)
         packed = pack(encoded)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with low_precision():
             best = predict(learning, show_all(album, some), packed).argmax(-1)
         hits, at = (best == packed.token).tolist(), 0
         for row, labels in zip(encoded, names, strict=True):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from eval.nano.draw import PATCH, SIDE, draw
+from eval.nano.fit import low_precision
 from eval.nano.labels import ASPECTS, EVERYWHERE, GRID, IGNORE, SUMMARY, label
 from eval.nano.text import build_tokenizer
 from llava_hivtp.pruners.base import PaperLayers
@@ -200,7 +201,7 @@ def tower_loss(
 
     Without `guide` the attention is measured and not taught.
     """
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with low_precision():
         patches, cls, read = run_tower(tower, batch.images, batch.shown)
         attention = received(tower, read)
         projected = projector(patches)
