@@ -29,14 +29,14 @@ def cover_greedily(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
     return scores
 
 
-def farthest_first(directions: Tensor, weight: Tensor, count: int) -> Tensor:
+def farthest_first(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
     """`count` for the first pick, 1 for the last, 0 for the others, (T, N).
 
     The first pick is the patch of the highest weight, each next one that whose distance to its
     nearest pick, 1 - cosine, times weight is highest. Ties go to the lowest index.
 
     Args:
-        directions: (T, N, D) of length 1.
+        likeness: (T, N, N) cosines.
         weight: (T, N), at least 0.
         count: picks in every tile.
     """
@@ -45,7 +45,7 @@ def farthest_first(directions: Tensor, weight: Tensor, count: int) -> Tensor:
     for value in range(count, 0, -1):
         pick = (nearest * weight).masked_fill(scores > 0, -torch.inf).argmax(1)
         scores[tiles, pick] = value
-        distance = (1 - (directions @ directions[tiles, pick, :, None])[..., 0]).clamp(min=0)
+        distance = (1 - likeness[tiles, pick]).clamp(min=0)
         nearest = distance if value == count else torch.minimum(nearest, distance)
     return scores
 

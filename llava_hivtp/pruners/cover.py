@@ -81,7 +81,8 @@ class Cover(ScorePruner):
 
     def score(self, features: VisionFeatures) -> Tensor:
         """K for the first pick, 1 for the last, 0 for the others, (T, N)."""
-        return self._picks(features, normalize(features.half_projected(), dim=-1))
+        directions = normalize(features.half_projected(), dim=-1)
+        return self._picks(features, directions @ directions.mT)
 
     def needed_above(self, features: VisionFeatures) -> Tensor:
         """`reach` above which each patch stays, (T, N): infinite for those that never do."""
@@ -89,12 +90,13 @@ class Cover(ScorePruner):
         directions = normalize(halfway, dim=-1)
         middle = normalize(halfway.mean(1, keepdim=True), dim=-1)
         distinct = (1 - (directions * middle).sum(-1)).clamp(min=0)
-        scores, likeness = self._picks(features, directions), directions @ directions.mT
+        likeness = directions @ directions.mT
+        scores = self._picks(features, likeness)
         return covered_before(likeness, distinct, scores, share(self.keep, features.n_patches))
 
-    def _picks(self, features: VisionFeatures, directions: Tensor) -> Tensor:
+    def _picks(self, features: VisionFeatures, likeness: Tensor) -> Tensor:
         weight = finite(self._importance(features)) ** _POWER
-        return farthest_first(finite(directions), weight, share(self.keep, features.n_patches))
+        return farthest_first(finite(likeness), weight, share(self.keep, features.n_patches))
 
     def _importance(self, features: VisionFeatures) -> Tensor:
         if self.importance == "cls":

@@ -66,8 +66,10 @@ class Reference:
         inner, depth = self.model.model, self.config.vision_config.num_hidden_layers - 1
         pixels = pixels[0] if pixels.ndim == 5 else pixels
         hidden, tap = encode_tiles(inner.vision_tower, pixels, depth, self.pruner.layers)
+        projector = inner.multi_modal_projector
         features = VisionFeatures(
-            hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, inner.multi_modal_projector
+            hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, projector,
+            half_project=lambda tokens: projector.act(projector.linear_1(tokens)),
         )
         key = zlib.crc32(pixels.contiguous().numpy())
         if not hasattr(self.config, "image_grid_pinpoints"):
