@@ -112,6 +112,7 @@ def test_training_reaches_the_projector(ask, kind):
     copy.deepcopy(model)
 
 
+@pytest.mark.skipif(BEFORE_5, reason="4.57 no longer goes with official LLaVA's class")
 @pytest.mark.parametrize("kind", STOCK)
 def test_half_of_the_projector_and_its_last_layer_are_the_projector(pair, kind):
     (official, *_), (ours, *_) = pair(kind)
@@ -122,6 +123,7 @@ def test_half_of_the_projector_and_its_last_layer_are_the_projector(pair, kind):
     assert torch.equal(ours.project(tokens), official.project(tokens))
 
 
+@pytest.mark.skipif(BEFORE_5, reason="4.57 no longer goes with official LLaVA's class")
 def test_a_projector_of_one_layer_has_no_half(pair, monkeypatch):
     (official, *_), _ = pair("v15")
     tokens = torch.randn(2, 5, official.config.mm_hidden_size)
