@@ -68,7 +68,11 @@ class Reference:
         hidden, tap = encode_tiles(inner.vision_tower, pixels, depth, self.pruner.layers)
         projector = inner.multi_modal_projector
         features = VisionFeatures(
-            hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, projector,
+            hidden[:, 1:],
+            hidden[:, 0],
+            tap.queries,
+            tap.keys,
+            projector,
             half_project=lambda tokens: projector.act(projector.linear_1(tokens)),
         )
         key = zlib.crc32(pixels.contiguous().numpy())
