@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llava_hivtp.coverage import covered_before, farthest_first
 from llava_hivtp.importance import cls_attention, received_attention
 from llava_hivtp.pruners.base import (
     PaperLayers,
@@ -92,11 +91,11 @@ class Cover(ScorePruner):
         distinct = (1 - (directions * middle).sum(-1)).clamp(min=0)
         likeness = directions @ directions.mT
         scores = self._picks(features, likeness)
-        return covered_before(likeness, distinct, scores, share(self.keep, features.n_patches))
+        return _covered_before(likeness, distinct, scores, share(self.keep, features.n_patches))
 
     def _picks(self, features: VisionFeatures, likeness: Tensor) -> Tensor:
         weight = finite(self._importance(features)) ** _POWER
-        return farthest_first(finite(likeness), weight, share(self.keep, features.n_patches))
+        return _farthest_first(finite(likeness), weight, share(self.keep, features.n_patches))
 
     def _importance(self, features: VisionFeatures) -> Tensor:
         if self.importance == "cls":
@@ -104,3 +103,46 @@ class Cover(ScorePruner):
         if self.importance == "received":
             return received_attention(features, self.layers)
         return torch.ones(features.tokens.shape[:2], device=features.tokens.device)
+
+
+def _farthest_first(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
+    """`count` for the first pick, 1 for the last, 0 for the others, (T, N).
+
+    The first pick is the patch of the highest weight, each next one that whose distance to its
+    nearest pick, 1 - cosine, times weight is highest. Ties go to the lowest index.
+
+    Args:
+        likeness: (T, N, N) cosines.
+        weight: (T, N), at least 0.
+        count: picks in every tile.
+    """
+    nearest, scores = torch.ones_like(weight), torch.zeros_like(weight)
+    tiles = torch.arange(len(weight), device=scores.device)
+    for value in range(count, 0, -1):
+        pick = (nearest * weight).masked_fill(scores > 0, -torch.inf).argmax(1)
+        scores[tiles, pick] = value
+        distance = (1 - likeness[tiles, pick]).clamp(min=0)
+        nearest = distance if value == count else torch.minimum(nearest, distance)
+    return scores
+
+
+def _covered_before(likeness: Tensor, weight: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Share of the weight that was covered before each patch was picked, (T, N).
+
+    It is sum(weight * coverage) / sum(weight): 0 for the first pick, infinite for a patch that was
+    not picked. It never falls from one pick to the next. A tile without weight is covered by one.
+
+    Args:
+        likeness: (T, N, N) cosines.
+        weight: (T, N).
+        scores: `count` for the first pick, 1 for the last, 0 for the others, (T, N).
+        count: picks in every tile.
+    """
+    picks = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    tiles = torch.arange(len(picks), device=picks.device)[:, None]
+    covered = likeness[tiles, picks].clamp(min=0).cummax(1).values  # (T, count, N)
+    total = weight.sum(1, keepdim=True)
+    parts = (covered @ weight[:, :, None])[..., 0] / total
+    parts = torch.where(total > 0, parts, 1.0).cummax(1).values  # rounding may lower it
+    before = torch.cat([torch.zeros_like(parts[:, :1]), parts[:, :-1]], 1)
+    return torch.full_like(scores, torch.inf).scatter(1, picks, before)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llava_hivtp.coverage import cover_greedily
 from llava_hivtp.importance import cls_attention, received_attention
 from llava_hivtp.pruners.base import PaperLayers, ScorePruner, check_layers, finite, share
 from llava_hivtp.vision import VisionFeatures
@@ -57,4 +57,27 @@ class SCOPE(ScorePruner):
         saliency = finite(SALIENCY[self.saliency](features, *self.layers)) ** self.alpha
         directions = normalize(features.tokens.float(), dim=-1)
         likeness = finite(directions @ directions.transpose(1, 2))  # (T, N, N)
-        return cover_greedily(likeness, saliency, count)
+        return _cover(likeness, saliency, count)
+
+
+def _cover(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
+    """`count` for the first pick, 1 for the last, 0 for the others, (T, N).
+
+    A patch is covered as well as its greatest likeness to a picked one, at least 0. Each step picks
+    the patch whose gain in coverage, summed over all patches, times weight is highest. Ties go to
+    the lowest index.
+
+    Args:
+        likeness: (T, N, N) cosines.
+        weight: (T, N).
+        count: picks in every tile.
+    """
+    covered = torch.zeros_like(weight)
+    scores = torch.zeros_like(weight)
+    tiles = torch.arange(len(weight), device=scores.device)
+    for value in range(count, 0, -1):
+        gain = (likeness - covered[:, :, None]).clamp(min=0).sum(1) * weight
+        pick = gain.masked_fill(scores > 0, -torch.inf).argmax(1)
+        scores[tiles, pick] = value
+        covered = torch.maximum(covered, likeness[tiles, pick])
+    return scores
