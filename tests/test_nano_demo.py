@@ -145,7 +145,7 @@ def test_the_demo_says_where_its_minutes_went(tmp_path, monkeypatch):
     )
 
 
-def test_the_quick_demo_has_the_papers_rows_and_every_other_method_once(tmp_path):
+def test_the_quick_demo_has_the_papers_rows_and_every_other_method(tmp_path):
     first, second, _, _ = (shelf.rows for shelf, _ in demo.Demo(tmp_path).shelves())
     table, anyres = (part.table() for part in PARTS[:2])
     paper = select_rows(table, "paper")

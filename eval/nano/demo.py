@@ -33,7 +33,7 @@ class Part:
 
     number: int
     images: str  # of `eval.nano.datasets`
-    quick: str | None = None  # rows of the quick demo; the larger ones have all, as it without
+    quick: str | None = None  # rows of the quick demo, None: all; the larger ones ask all
 
     @property
     def config(self) -> Path:
@@ -44,7 +44,7 @@ class Part:
         return load_table(self.config, str(ROOT / table.model))
 
 
-# The paper's rows, and every other method once: those inside the language model have rows at 50 %.
+# The paper's rows, and every other method at one budget: inside the language model that is 50 %.
 PARTS = (
     Part(1, "small", "paper,*-25,fastv-50,pdrop-50,sparsevlm-50,dart-50"),
     Part(2, "large", "paper"),

@@ -77,7 +77,7 @@ def fit(
 
 
 def low_precision() -> torch.autocast:
-    """Products in bfloat16 where the CPU has instructions for it; elsewhere that is much slower."""
+    """Products in bfloat16 where an x86 CPU has instructions for it; without, it is much slower."""
     cpu = torch.cpu.get_capabilities()
     return torch.autocast("cpu", torch.bfloat16, any(map(cpu.get, ("avx512_bf16", "amx_bf16"))))
 

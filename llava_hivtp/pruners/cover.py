@@ -31,10 +31,11 @@ class Cover(ScorePruner):
     The first pick is the most important patch, each next one the patch whose distance to its
     nearest pick, 1 - cosine, times importance to the power 1/4 is highest. Importance is what CLS
     pays in one layer; or the attention received in some layers, as HIVTP scores it; or the same for
-    all, which leaves DivPrune but for its first pick. Ties go to the lowest index.
+    all, which leaves DivPrune but for its first pick and for what it compares. Ties go to the
+    lowest index.
 
-    Patches are compared by what the projector's last linear layer reads. That costs a fifth of the
-    projector for all N patches, where DivPrune pays the whole.
+    Patches are compared by what the projector's last linear layer reads. So all N of them pay the
+    layers before it, in LLaVA-7B a fifth of the projector, of which DivPrune pays the whole.
 
     With `reach` a tile keeps no more picks once they cover that share of what is distinct in it:
     sum of distinctness times coverage over sum of distinctness. A patch is covered as well as its
