@@ -36,7 +36,7 @@ from llava_hivtp.inputs import (
 )
 from llava_hivtp.pruners import LayerPruner
 from llava_hivtp.questions import Question, for_images, unpadded_rows
-from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of
+from llava_hivtp.vision import KeptTokens, VisionFeatures, encode_tiles, view_of, without_last
 from llava_hivtp.weighing import announce
 
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
@@ -254,8 +254,7 @@ class PrunedLlava(Pruned, LlavaMetaForCausalLM):
         projector = self.get_model().mm_projector
         if not isinstance(projector, nn.Sequential):
             return tokens
-        last = str(len(projector) - 1)
-        return _through(view_of(projector, **{last: nn.Identity()}), tokens)
+        return _through(without_last(projector), tokens)
 
     def pack(self, tokens: Tensor, kept: KeptTokens, picture: Picture) -> PackedImage:
         """As `mm_patch_merge_type` and `layout` say."""

@@ -203,6 +203,11 @@ def view_of(module: nn.Module, **children: nn.Module) -> nn.Module:
     return view
 
 
+def without_last(layers: nn.Sequential) -> nn.Module:
+    """A view of layers that hands over what the last of them would read."""
+    return view_of(layers, **{str(len(layers) - 1): nn.Identity()})
+
+
 def _bound_to(view: nn.Module, module: nn.Module, value: Any) -> Any:
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType(value.__func__, view)

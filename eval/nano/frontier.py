@@ -59,8 +59,8 @@ class Model:
         model, *_ = load(str(folder))
         self.tower = model.get_vision_tower().vision_tower
         self.depth = self.tower.config.num_hidden_layers
-        self.project = model.get_model().mm_projector
-        self.learning = nn.ModuleDict({"language": model, "projector": self.project})
+        projector = model.get_model().mm_projector
+        self.learning = nn.ModuleDict({"language": model, "projector": projector})
 
     @torch.no_grad()
     def see(self, images: list[Image.Image]) -> VisionFeatures:
@@ -68,10 +68,8 @@ class Model:
         images = pixels(images)
         layers = range(1, self.depth + 1)
         hidden, tap = encode_tiles(self.tower, images, self.depth - 1, layers)
-        return VisionFeatures(
-            hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys, self.project,
-            half_project=self.project[:-1],
-        )  # fmt: skip
+        seen = VisionFeatures(hidden[:, 1:], hidden[:, 0], tap.queries, tap.keys)
+        return self.learning["language"].with_projector(seen)
 
     @torch.no_grad()
     def right(self, shown: Shown, items: Sequence[Item]) -> list[int]:

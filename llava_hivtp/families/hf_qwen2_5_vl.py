@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 from llava_hivtp.anyres import PackedImage
 from llava_hivtp.families.base import Encoded, Picture, Tower
 from llava_hivtp.families.hf import PrunedHF, check_pixels
-from llava_hivtp.vision import KeptTokens, VisionFeatures, view_of
+from llava_hivtp.vision import KeptTokens, VisionFeatures, view_of, without_last
 
 
 class ImagesOnly(Qwen2_5_VLProcessor):
@@ -123,8 +123,7 @@ class PrunedQwen25VL(PrunedHF):
     def half_project(self, tokens: Tensor) -> Tensor:
         """The merger without its last linear layer."""
         merger = self.model.visual.merger
-        mlp = view_of(merger.mlp, **{str(len(merger.mlp) - 1): nn.Identity()})
-        return self._merged(view_of(merger, mlp=mlp), tokens)
+        return self._merged(view_of(merger, mlp=without_last(merger.mlp)), tokens)
 
     def _merged(self, merger: nn.Module, tokens: Tensor) -> Tensor:
         width = self.config.vision_config.hidden_size

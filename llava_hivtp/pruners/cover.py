@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llava_hivtp.farthest import farthest_first
 from llava_hivtp.importance import cls_attention, received_attention
 from llava_hivtp.pruners.base import (
     PaperLayers,
@@ -96,7 +97,8 @@ class Cover(ScorePruner):
 
     def _picks(self, features: VisionFeatures, likeness: Tensor) -> Tensor:
         weight = finite(self._importance(features)) ** _POWER
-        return _farthest_first(finite(likeness), weight, share(self.keep, features.n_patches))
+        distance = (1 - finite(likeness)).clamp(min=0) * weight[:, None]
+        return farthest_first(distance, weight, share(self.keep, features.n_patches))
 
     def _importance(self, features: VisionFeatures) -> Tensor:
         if self.importance == "cls":
@@ -104,27 +106,6 @@ class Cover(ScorePruner):
         if self.importance == "received":
             return received_attention(features, self.layers)
         return torch.ones(features.tokens.shape[:2], device=features.tokens.device)
-
-
-def _farthest_first(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
-    """`count` for the first pick, 1 for the last, 0 for the others, (T, N).
-
-    The first pick is the patch of the highest weight, each next one that whose distance to its
-    nearest pick, 1 - cosine, times weight is highest. Ties go to the lowest index.
-
-    Args:
-        likeness: (T, N, N) cosines.
-        weight: (T, N), at least 0.
-        count: picks in every tile.
-    """
-    nearest, scores = torch.ones_like(weight), torch.zeros_like(weight)
-    tiles = torch.arange(len(weight), device=scores.device)
-    for value in range(count, 0, -1):
-        pick = (nearest * weight).masked_fill(scores > 0, -torch.inf).argmax(1)
-        scores[tiles, pick] = value
-        distance = (1 - likeness[tiles, pick]).clamp(min=0)
-        nearest = distance if value == count else torch.minimum(nearest, distance)
-    return scores
 
 
 def _covered_before(likeness: Tensor, weight: Tensor, scores: Tensor, count: int) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llava_hivtp.farthest import farthest_first
 from llava_hivtp.pruners.base import ScorePruner, finite, share
 from llava_hivtp.vision import VisionFeatures
 
@@ -30,13 +30,4 @@ class DivPrune(ScorePruner):
         directions = normalize(features.projected(), dim=-1)
         distance = finite(1 - directions @ directions.transpose(1, 2))  # (T, N, N)
         nearest = distance.kthvalue(2).values  # the nearest is the patch itself
-        nearest_pick = torch.full_like(nearest, torch.inf)
-        scores = torch.zeros_like(nearest)
-        tiles = torch.arange(features.n_tiles, device=scores.device)
-        for value in range(count, 0, -1):
-            pick = nearest.argmax(1)
-            scores[tiles, pick] = value
-            nearest_pick = torch.minimum(nearest_pick, distance[tiles, pick])
-            nearest_pick[tiles, pick] = -torch.inf
-            nearest = nearest_pick
-        return scores
+        return farthest_first(distance, nearest, count)

@@ -39,8 +39,10 @@ class Chooser:
         lost = _without_numbers(hidden, counts)
         if lost:
             hidden, queries, keys = _numbers(hidden), _each(queries), _each(keys)
-        every = VisionFeatures(hidden[:, 1:], hidden[:, 0], queries, keys, self.projector)
-        every = replace(every, half_project=self.half_project)
+        every = VisionFeatures(
+            hidden[:, 1:], hidden[:, 0], queries, keys,
+            project=self.projector, half_project=self.half_project,
+        )  # fmt: skip
         chosen = select_each(pruner, every, pictures, by_frame)
         for kept, picture in zip(chosen, pictures, strict=True):
             room = room_for(pruner, every.n, picture.tile_grid, picture.frame if by_frame else None)
